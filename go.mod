@@ -1,0 +1,3 @@
+module github.com/musterfleet/muster
+
+go 1.26.0
