@@ -1,0 +1,175 @@
+package aaa
+
+import (
+	"bufio"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"io"
+	"time"
+
+	"github.com/musterfleet/muster"
+)
+
+// A Verdict is what a node decided about a frame.
+type Verdict string
+
+// The verdicts.
+const (
+	Allowed     Verdict = "allowed"
+	Denied      Verdict = "denied"      // by validation, rights or policy; the caller is known
+	Unauthentic Verdict = "unauthentic" // nobody answers for it; what the record says of the command is hearsay
+	Replayed    Verdict = "replayed"    // its id was seen before
+)
+
+// Limits of audit lines.
+const (
+	MaxAuditInput = 4 << 10  // bytes of input that are kept
+	MaxAuditLine  = 64 << 10 // bytes of a line; longer ones are not audit lines
+	maxAuditText  = 256      // bytes of a short text
+	maxReason     = 1 << 10  // bytes of a reason
+)
+
+// A Record is one decision of one node, as it stands in the audit log.
+type Record struct {
+	Time      time.Time        `json:"time"` // of the decision, by the node's clock
+	Node      muster.NodeName  `json:"node"`
+	Fleet     string           `json:"fleet"`
+	ID        muster.CommandID `json:"id"`
+	Caller    string           `json:"caller"`     // name
+	CallerKey string           `json:"caller_key"` // nkey
+	Method    muster.Method    `json:"method"`
+	Input     json.RawMessage  `json:"input"` // see AuditLine
+	Verdict   Verdict          `json:"decision"`
+	Rule      string           `json:"rule"` // of the policy that decided, if any
+	Reason    string           `json:"reason"`
+	IssuedAt  time.Time        `json:"issued_at"`
+	Deadline  time.Time        `json:"deadline"`
+	Prev      string           `json:"prev"` // hex SHA-256 of the line before; set by AuditLine
+}
+
+// AuditLine returns the record as one line with its line break, and the hash
+// that the next line needs as prev. Before the first line of a log, prev is
+// zero. The lines form a chain: who changes, removes or inserts one in the
+// middle breaks the link to the next. Cutting off the end does not show within
+// the log; compare the last hash with the events that the node published.
+//
+// The values that the paths in redact lead to are replaced (see [Redact]). An
+// input that is larger than MaxAuditInput after that is replaced by
+// {"truncated": bytes, "sha256": hex}, where the hash is of the redacted input
+// so that it cannot be used to guess a secret. An input that cannot be read as
+// JSON is replaced by {"unreadable": bytes}.
+//
+// Texts are cut to some hundred bytes. A line is always shorter than
+// MaxAuditLine.
+func AuditLine(prev [sha256.Size]byte, r Record, redact []string) (line []byte, next [sha256.Size]byte) {
+	r.Prev = hex.EncodeToString(prev[:])
+	r.Input = auditInput(r.Input, redact)
+	for _, text := range []*string{(*string)(&r.Node), &r.Fleet, (*string)(&r.ID), &r.Caller, &r.CallerKey,
+		(*string)(&r.Method), (*string)(&r.Verdict), &r.Rule} {
+		*text = clip(*text, maxAuditText)
+	}
+	r.Reason = clip(r.Reason, maxReason)
+	for _, t := range []*time.Time{&r.Time, &r.IssuedAt, &r.Deadline} {
+		*t = writable(*t)
+	}
+	line, err := marshalPlain(r)
+	if err != nil {
+		// Each field was made writable above. A decision without its line would be
+		// worse than this program ending.
+		panic("aaa: audit record cannot be encoded: " + err.Error())
+	}
+	return append(line, '\n'), sha256.Sum256(line)
+}
+
+// AuditHash returns the hash of a line, with or without its line break: what
+// the next line needs as prev when a log is continued.
+func AuditHash(line []byte) [sha256.Size]byte {
+	if n := len(line); n > 0 && line[n-1] == '\n' {
+		line = line[:n-1]
+	}
+	return sha256.Sum256(line)
+}
+
+// writable returns t in UTC, or the zero time when RFC 3339 cannot express it.
+func writable(t time.Time) time.Time {
+	if t = t.UTC(); t.Year() < 0 || t.Year() > 9999 {
+		return time.Time{}
+	}
+	return t
+}
+
+func auditInput(in json.RawMessage, redact []string) json.RawMessage {
+	if len(in) == 0 {
+		return json.RawMessage("null")
+	}
+	if checkNested(in, nil, 1) != nil {
+		return note(map[string]any{"unreadable": len(in)})
+	}
+	var err error
+	if len(redact) > 0 {
+		if in, err = Redact(in, redact); err != nil {
+			return json.RawMessage(`"` + redacted + `"`) // a wrong path: the safe side is all of it
+		}
+	} else if in, err = marshalPlain(in); err != nil { // compacts
+		return note(map[string]any{"unreadable": len(in)})
+	}
+	if len(in) <= MaxAuditInput {
+		return in
+	}
+	hash := sha256.Sum256(in)
+	return note(map[string]any{"truncated": len(in), "sha256": hex.EncodeToString(hash[:])})
+}
+
+func note(m map[string]any) json.RawMessage {
+	data, _ := json.Marshal(m) // numbers and text only
+	return data
+}
+
+// VerifyAudit checks the chain of an audit log from its first line on. It
+// returns the number of lines that are in order. The error names the first one
+// that is not; it has kind Corrupt, or Unavailable when reading failed.
+func VerifyAudit(log io.Reader) (lines int, err error) {
+	lines, _, err = VerifyAuditFrom(log, [sha256.Size]byte{})
+	return lines, err
+}
+
+// VerifyAuditFrom is VerifyAudit for a log that continues another one, whose
+// last line has the hash prev. It returns the hash of the last line that is in
+// order, too.
+func VerifyAuditFrom(log io.Reader, prev [sha256.Size]byte) (lines int, last [sha256.Size]byte, err error) {
+	r := bufio.NewReaderSize(log, MaxAuditLine)
+	for {
+		line, err := r.ReadSlice('\n')
+		switch {
+		case errors.Is(err, io.EOF) && len(line) == 0:
+			return lines, prev, nil
+		case errors.Is(err, io.EOF):
+			return lines, prev, muster.Errorf(muster.Corrupt, "audit line %d is incomplete", lines+1).
+				WithHint("the node stopped while it wrote, or the end was cut off")
+		case errors.Is(err, bufio.ErrBufferFull):
+			return lines, prev, muster.Errorf(muster.Corrupt, "audit line %d is longer than %d bytes", lines+1, MaxAuditLine)
+		case err != nil:
+			return lines, prev, muster.Errorf(muster.Unavailable, "read audit line %d: %w", lines+1, err)
+		}
+		if err := checkLink(line, prev); err != nil {
+			return lines, prev, muster.Errorf(muster.Corrupt, "audit line %d %w", lines+1, err)
+		}
+		prev = AuditHash(line)
+		lines++
+	}
+}
+
+var recordShape = shapeOf[Record]()
+
+func checkLink(line []byte, prev [sha256.Size]byte) error {
+	var r Record
+	if err := decodeStrict(line, recordShape, &r); err != nil {
+		return muster.Errorf(muster.Corrupt, "is no audit record: %w", err)
+	}
+	if r.Prev != hex.EncodeToString(prev[:]) {
+		return muster.Errorf(muster.Corrupt, "does not follow from the line before: it was changed, or lines were removed or inserted")
+	}
+	return nil
+}

@@ -1,0 +1,234 @@
+package aaa
+
+import (
+	"encoding/json"
+	"strings"
+	"testing"
+
+	"github.com/musterfleet/muster"
+)
+
+func TestParsePolicyRefuses(t *testing.T) {
+	const head = "rules:\n  - effect: allow\n"
+	for _, c := range []struct{ name, yaml, want string }{
+		{"empty", "", ""},
+		{"comment", "# nothing\n\n", ""},
+		{"no rules", "rules: []", ""},
+		{"one rule", head, ""},
+		{"syntax", "rules:\n  - effect: [\n", "p.yaml:3: not YAML: "},
+		{"two documents", "rules: []\n---\nrules: []\n", "p.yaml"},
+		{"list", "- rules\n", "p.yaml:1: policy is a list; expected keys and values"},
+		{"unknown key", "rule: []\n", `p.yaml:1: unknown key "rule"; expected rules`},
+		{"repeated key", "rules: []\nrules: []\n", `p.yaml:2: key "rules" of policy is there twice; first on line 1`},
+		{"rules is a mapping", "rules: {}\n", "p.yaml:1: rules is a mapping; expected a list"},
+		{"rules is null", "rules:\n", "p.yaml:1: rules is empty; expected a list"},
+		{"rule is text", "rules:\n  - allow\n", `p.yaml:2: rule 1 is text ("allow"); expected keys and values`},
+		{"unknown key in a rule", head + "    methdos: [a]\n", `p.yaml:3: unknown key "methdos"; expected name, effect, callers, groups, methods or input`},
+		{"case", head + "    Methods: [a]\n", `p.yaml:3: unknown key "Methods"`},
+		{"merge", head + "    <<: {callers: [a]}\n", `p.yaml:3: unknown key "<<"`},
+		{"alias", "rules:\n  - &a\n    effect: allow\n  - *a\n", "p.yaml:4: rule 2 is an alias"},
+		{"no effect", "rules:\n  - methods: [a]\n", "p.yaml:2: rule 1 has no effect; expected effect: allow or effect: deny"},
+		{"other effect", "rules:\n  - effect: permit\n", `p.yaml:2: effect is "permit"; expected allow or deny`},
+		{"empty name", head + "    name: ''\n", "p.yaml:3: name: name is empty"},
+		{"empty list", head + "    callers: []\n", "p.yaml:3: callers is an empty list; leave it out for any"},
+		{"no list", head + "    callers: alice\n", "p.yaml:3: callers is text"},
+		{"number", head + "    callers: [1]\n", "p.yaml:3: callers is of type int (1); expected text in quotes"},
+		{"null list", head + "    callers:\n", "p.yaml:3: callers is empty"},
+		{"empty glob", head + "    callers: ['']\n", "p.yaml:3: callers: callers is empty"},
+		{"empty input", head + "    input: {}\n", "p.yaml:3: input is empty; leave it out for any"},
+		{"input list", head + "    input: [a]\n", "p.yaml:3: input is a list"},
+		{"input of a list", head + "    input:\n      a: [b]\n", "p.yaml:4: a is a list; expected a glob"},
+		{"input null", head + "    input:\n      a:\n", "p.yaml:4: a is empty"},
+		{"input path", head + "    input:\n      a..b: x\n", `p.yaml:4: a..b: path "a..b" has an empty part`},
+		{"input path escape", head + "    input:\n      'a\\b': x\n", "backslash stands before"},
+		{"regexp", head + "    input:\n      a: '/(/'\n", "p.yaml:4: a: pattern /(/ is not a regular expression"},
+		{"regexp with brackets across", head + "    input:\n      a: '/a)|(b/'\n", "not a regular expression"},
+		{"path that looks like a regexp", head + "    input:\n      a: /usr/bin/\n", "a regular expression with a slash in it"},
+		{"input number", head + "    input: {a: 1, b: true, c: -1.5}\n", ""},
+		{"input number in another form", head + "    input: {a: 0x10}\n", "of type int (0x10)"},
+		{"input float in another form", head + "    input: {a: 1.0}\n", "of type float (1.0)"},
+		{"input boolean in another form", head + "    input: {a: True}\n", "of type bool (True)"},
+		{"too large", strings.Repeat("#", MaxPolicy+1), "at most 262144"},
+		{"too many rules", "rules:\n" + strings.Repeat("- effect: deny\n", MaxRules+1), "at most 1000"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			_, err := ParsePolicy("p.yaml", []byte(c.yaml))
+			checkError(t, err, muster.Invalid, c.want)
+		})
+	}
+	_, err := ParsePolicy("p.yaml", []byte(head+"    input:\n      a: /usr/bin/\n"))
+	if hint := muster.AsError(muster.Invalid, err).Hint; !strings.Contains(hint, `'/\/usr\/bin\//'`) {
+		t.Errorf("hint = %q", hint)
+	}
+}
+
+const examplePolicy = `
+rules:
+  - name: nobody reboots
+    effect: deny
+    methods: ["host.reboot"]
+  - name: operators may look
+    effect: allow
+    callers: ["alice", "ops-*"]
+    methods: ["file.*", "ping"]
+  - effect: allow
+    groups: ["admin"]
+    methods: ["shell.run"]
+    input:
+      argv.0: "/usr/bin/uptime"
+      argv.*: '/[-a-z\/]+/'
+`
+
+func TestDecide(t *testing.T) {
+	everything := []Right{{Methods: []string{"*"}, Nodes: []string{"*"}}}
+	policy := must(ParsePolicy("p.yaml", []byte(examplePolicy)))(t)
+	for _, c := range []struct {
+		name    string
+		policy  *Policy
+		caller  Caller
+		method  muster.Method
+		input   string
+		allowed bool
+		rule    string
+		reason  string
+	}{
+		{"named", policy, Caller{Name: "alice", Rights: everything}, "ping", "", true, "operators may look", "allowed by"},
+		{"by glob", policy, Caller{Name: "ops-7", Rights: everything}, "file.read", "", true, "operators may look", "allowed by"},
+		{"other method", policy, Caller{Name: "alice", Rights: everything}, "files", "", false, "", "no rule allows it"},
+		{"first match wins", policy, Caller{Name: "alice", Groups: []string{"admin"}, Rights: everything}, "host.reboot", "", false, "nobody reboots", "denied by"},
+		{"by group and input", policy, Caller{Name: "bob", Groups: []string{"x", "admin"}, Rights: everything}, "shell.run", `{"argv":["/usr/bin/uptime","-p"]}`, true, "rule 3", "allowed by"},
+		{"other input", policy, Caller{Name: "bob", Groups: []string{"admin"}, Rights: everything}, "shell.run", `{"argv":["/usr/bin/uptime","; rm"]}`, false, "", "no rule allows it"},
+		{"no group", policy, Caller{Name: "admin", Rights: everything}, "shell.run", `{"argv":["/usr/bin/uptime"]}`, false, "", "no rule allows it"},
+		{"rights come first", policy, Caller{Name: "alice", Rights: []Right{{Methods: []string{"file.*"}, Nodes: []string{"*"}}}}, "ping", "", false, "", "no right of caller"},
+		{"no rights", AllowAll(), Caller{Name: "alice"}, "ping", "", false, "", "no right of caller"},
+		{"other node", AllowAll(), Caller{Rights: []Right{{Methods: []string{"*"}, Nodes: []string{"db*"}}}}, "ping", "", false, "", "no right of caller"},
+		{"allow all", AllowAll(), Caller{Rights: everything}, "ping", "", true, AllowAllRule, "every caller"},
+		{"nil policy", nil, Caller{Rights: everything}, "ping", "", false, "", "no rule allows it: this node has no policy"},
+		{"empty policy", &Policy{}, Caller{Rights: everything}, "ping", "", false, "", "no rule allows it: this node has no policy"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			cmd := testCommand()
+			cmd.Method, cmd.Input = c.method, json.RawMessage(c.input)
+			d := c.policy.Decide(c.caller, cmd)
+			if d.Allowed != c.allowed || d.Rule != c.rule || !strings.Contains(d.Reason, c.reason) {
+				t.Errorf("decision = %+v; want %v by %q because %q", d, c.allowed, c.rule, c.reason)
+			}
+			err := muster.AsError(muster.Internal, d.Err())
+			if c.allowed != (err == nil) || err != nil && (err.Kind != muster.Denied || err.Hint == "") {
+				t.Errorf("error = %+v; want one with a hint unless allowed", err)
+			}
+		})
+	}
+	// The hint is a policy that parses.
+	_, example, _ := strings.Cut(policyHint, "for example: ")
+	if _, err := ParsePolicy("hint", []byte(example)); err != nil {
+		t.Errorf("the hint is no policy: %v", err)
+	}
+}
+
+// The table in the documentation of Policy, line by line.
+func TestInputConditions(t *testing.T) {
+	for _, c := range []struct {
+		name, path, pattern, input string
+		allow, deny                bool // whether a rule of that effect matches
+	}{
+		{"equal", "a", "x", `{"a":"x"}`, true, true},
+		{"different", "a", "x", `{"a":"y"}`, false, false},
+		{"anchored glob", "a", "x", `{"a":"xx"}`, false, false},
+		{"anchored regexp", "a", "/x/", `{"a":"axb"}`, false, false},
+		{"anchored alternatives", "a", "/x|y/", `{"a":"xz"}`, false, false},
+		{"regexp", "a", `/\/usr\/[a-z]+/`, `{"a":"/usr/bin"}`, true, true},
+		{"line break", "a", "/.*rm.*/", `{"a":"x\nrm\n"}`, true, true},
+		{"trailing line break", "a", "/x/", `{"a":"x\n"}`, false, false},
+		{"deep", "a.b.1", "x", `{"a":{"b":["y","x"]}}`, true, true},
+		{"several, all match", "a.*", "x*", `{"a":["x","xy"]}`, true, true},
+		{"several, one matches", "a.*", "x*", `{"a":["x","y"]}`, false, true},
+		{"several, none matches", "a.*", "x*", `{"a":["z","y"]}`, false, false},
+		{"values of an object", "a.*", "x*", `{"a":{"k":"x","l":"x"}}`, true, true},
+		{"fields of elements", "a.*.b", "x", `{"a":[{"b":"x"},{"b":"x"}]}`, true, true},
+		{"a field of one element is missing", "a.*.b", "x", `{"a":[{"b":"x"},{}]}`, false, true},
+		{"missing", "a", "x", `{}`, false, true},
+		{"missing matches no star", "a", "*", `{}`, false, true},
+		{"no input", "a", "*", ``, false, true},
+		{"null input", "a", "*", `null`, false, true},
+		{"input is no object", "a", "*", `"a"`, false, true},
+		{"index beyond the end", "a.1", "*", `{"a":["x"]}`, false, true},
+		{"negative index", "a.-1", "*", `{"a":["x"]}`, false, true},
+		{"empty array", "a.*", "*", `{"a":[]}`, false, false},
+		{"empty object", "a.*", "*", `{"a":{}}`, false, false},
+		{"array for a scalar", "a", "*", `{"a":["x"]}`, false, true},
+		{"object among scalars", "a.*", "*", `{"a":["x",{}]}`, false, true},
+		{"other case", "a", "x", `{"A":"x"}`, false, true},
+		{"other case beside", "a", "x", `{"a":"y","A":"x"}`, false, true},
+		{"repeated key", "a", "x", `{"a":"x","a":"y"}`, false, true},
+		{"number", "a", "1000", `{"a":1000}`, true, true},
+		{"number in another form", "a", "1000", `{"a":1e3}`, true, true},
+		{"large number in another form", "a", "100000000000000000000", `{"a":1e20}`, true, true},
+		{"negative zero", "a", "0", `{"a":-0.0}`, true, true},
+		{"fraction", "a", "1.5", `{"a":15e-1}`, true, true},
+		{"large integers differ", "a", "9007199254740993", `{"a":9007199254740992}`, false, false},
+		{"boolean", "a", "true", `{"a":true}`, true, true},
+		{"null", "a", "null", `{"a":null}`, true, true},
+		{"escaped dot", `a\.b`, "x", `{"a.b":"x","a":{"b":"y"}}`, true, true},
+		{"escaped star", `a.\*`, "x", `{"a":{"*":"x","k":"y"}}`, true, true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			cond := must(newCondition(c.path, c.pattern))(t)
+			for _, allow := range []bool{true, false} {
+				in := input{raw: json.RawMessage(c.input)}
+				want := c.deny
+				if allow {
+					want = c.allow
+				}
+				if got := cond.holds(in.find(cond.path), allow); got != want {
+					t.Errorf("allow=%v: holds = %v; want %v", allow, got, want)
+				}
+			}
+		})
+	}
+}
+
+func FuzzParsePolicy(f *testing.F) {
+	f.Add([]byte(examplePolicy), []byte(`{"argv":["/usr/bin/uptime"]}`))
+	f.Add([]byte("rules: [{effect: deny, input: {a.*: '/x/', b: 1}}]"), []byte(`{"a":[],"b":1.0}`))
+	f.Fuzz(func(t *testing.T, file, in []byte) {
+		p, err := ParsePolicy("f", file)
+		if err != nil {
+			if muster.KindOf(err) != muster.Invalid {
+				t.Fatalf("error of kind %s: %v", muster.KindOf(err), err)
+			}
+			return
+		}
+		cmd := testCommand()
+		cmd.Input = in
+		d := p.Decide(Caller{Name: "alice", Groups: []string{"admin"}, Rights: []Right{{[]string{"*"}, []string{"*"}}}}, cmd)
+		if d.Reason == "" || d.Allowed && d.Rule == "" {
+			t.Fatalf("decision %+v", d)
+		}
+	})
+}
+
+func TestRedact(t *testing.T) {
+	for _, c := range []struct {
+		name, in string
+		paths    []string
+		want     string
+	}{
+		{"field", `{"user":"a","password":"p"}`, []string{"password"}, `{"password":"REDACTED","user":"a"}`},
+		{"other case", `{"Password":"p"}`, []string{"password"}, `{"Password":"REDACTED"}`},
+		{"object", `{"auth":{"k":1}}`, []string{"auth"}, `{"auth":"REDACTED"}`},
+		{"elements", `{"l":[{"s":1,"n":2},{"s":3}]}`, []string{"l.*.s"}, `{"l":[{"n":2,"s":"REDACTED"},{"s":"REDACTED"}]}`},
+		{"index", `{"l":["a","b"]}`, []string{"l.1"}, `{"l":["a","REDACTED"]}`},
+		{"missing", `{"a":1e2}`, []string{"b.c"}, `{"a":1e2}`},
+		{"unreadable", `{"password":"p"`, []string{"password"}, `null`},
+		{"repeated", `{"password":"p","password":"q"}`, []string{"password"}, `null`},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			if got := must(Redact(json.RawMessage(c.in), c.paths))(t); string(got) != c.want {
+				t.Errorf("Redact = %s; want %s", got, c.want)
+			}
+		})
+	}
+	_, err := Redact(json.RawMessage(`{}`), []string{"a..b"})
+	checkError(t, err, muster.Invalid, "empty part")
+}

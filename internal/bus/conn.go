@@ -1,0 +1,241 @@
+package bus
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"log/slog"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/musterfleet/muster"
+)
+
+// Options say how to reach a broker.
+type Options struct {
+	URLs   []string // nats://, tls:// or ws://; tried in random order
+	Name   string   // shown by the broker's monitoring
+	JWT    string   // NATS user JWT; empty for a broker without accounts
+	Seed   string   // the user's key; never logged
+	CA     []byte   // PEM of the only authority trusted for the broker; nil for the system's
+	Prefix string   // of subjects, default DefaultPrefix
+	Inbox  string   // prefix of inboxes, default _INBOX
+	// InProcess is a broker in this process, used instead of the URLs.
+	InProcess nats.InProcessConnProvider
+	Timeout   time.Duration // of dialling, default 5 s
+	Ping      time.Duration // two of these without an answer and the connection is dead, default 20 s
+	Log       *slog.Logger
+}
+
+// LogValue keeps the seed out of logs.
+func (o Options) LogValue() slog.Value {
+	return slog.GroupValue(slog.Any("urls", o.URLs), slog.String("name", o.Name), slog.String("prefix", o.Prefix))
+}
+
+// A Conn is one connection to the broker, from Dial until Done. It is safe for
+// concurrent use once Load or Setup has returned.
+type Conn struct {
+	nc       *nats.Conn
+	js       jetstream.JetStream
+	subjects Subjects
+	settings Settings
+	log      *slog.Logger
+	done     chan struct{}
+	once     sync.Once
+}
+
+// Dial connects. It does not try again; the caller decides when to.
+func Dial(ctx context.Context, o Options) (*Conn, error) {
+	if o.Prefix == "" {
+		o.Prefix = DefaultPrefix
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	c := &Conn{subjects: Subjects{Prefix: o.Prefix, Shards: 1}, log: o.Log, done: make(chan struct{})}
+	opts, err := c.natsOptions(ctx, o)
+	if err != nil {
+		return nil, err
+	}
+	c.nc, err = nats.Connect(strings.Join(o.URLs, ","), opts...)
+	if err != nil {
+		return nil, dialError(err, o)
+	}
+	c.js, err = jetstream.New(c.nc)
+	if err != nil {
+		c.nc.Close()
+		return nil, natsError(err, "start JetStream client")
+	}
+	return c, nil
+}
+
+func (c *Conn) natsOptions(ctx context.Context, o Options) ([]nats.Option, error) {
+	timeout, ping := o.Timeout, o.Ping
+	if timeout == 0 {
+		timeout = 5 * time.Second
+	}
+	if ping == 0 {
+		ping = 20 * time.Second
+	}
+	if d, ok := ctx.Deadline(); ok {
+		timeout = max(min(timeout, time.Until(d)), time.Millisecond)
+	}
+	opts := []nats.Option{
+		nats.Name(o.Name), nats.NoReconnect(), nats.Timeout(timeout),
+		nats.PingInterval(ping), nats.MaxPingsOutstanding(2),
+		nats.ClosedHandler(func(*nats.Conn) { c.once.Do(func() { close(c.done) }) }),
+		nats.ErrorHandler(c.asyncError),
+	}
+	if o.JWT != "" {
+		opts = append(opts, nats.UserJWTAndSeed(o.JWT, o.Seed))
+	}
+	if o.Inbox != "" {
+		opts = append(opts, nats.CustomInboxPrefix(o.Inbox))
+	}
+	if len(o.CA) > 0 {
+		pool := x509.NewCertPool()
+		if !pool.AppendCertsFromPEM(o.CA) {
+			return nil, muster.Errorf(muster.Invalid, "the broker's CA certificate cannot be read; expected PEM")
+		}
+		opts = append(opts, nats.Secure(&tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS13}))
+	}
+	if o.InProcess != nil {
+		opts = append(opts, nats.InProcessServer(o.InProcess))
+	}
+	return opts, nil
+}
+
+// asyncError logs what the broker complains of outside of any call. A
+// violation of permissions is news for an operator; it names a subject only.
+func (c *Conn) asyncError(_ *nats.Conn, _ *nats.Subscription, err error) {
+	c.log.Warn("broker reports an error", "component", "bus", "err", err)
+}
+
+func dialError(err error, o Options) error {
+	where := strings.Join(o.URLs, ", ")
+	if o.InProcess != nil {
+		where = "in this process"
+	}
+	var unknown x509.UnknownAuthorityError
+	switch {
+	case errors.Is(err, nats.ErrAuthorization), errors.Is(err, nats.ErrAuthExpired), errors.Is(err, nats.ErrAuthRevoked):
+		return muster.Errorf(muster.Denied, "the broker at %s refuses these credentials: %w", where, err).
+			WithHint("they may have expired or been revoked: see 'muster doctor', or enrol again")
+	case errors.As(err, &unknown):
+		return muster.Errorf(muster.Denied, "the broker at %s shows a certificate of an authority that is not trusted here: %w", where, err).
+			WithHint("check that this is the right broker; its CA is pinned when a node joins")
+	}
+	return muster.Errorf(muster.Unavailable, "no broker answers at %s: %w", where, err).
+		WithHint("is it running and reachable from here? 'muster doctor' looks")
+}
+
+// Close ends the connection and waits until it has ended.
+func (c *Conn) Close() {
+	c.nc.Close()
+	<-c.done
+}
+
+// Done is closed when the connection has ended, for whatever reason.
+func (c *Conn) Done() <-chan struct{} { return c.done }
+
+// Subjects returns the subjects of the fleet.
+func (c *Conn) Subjects() Subjects { return c.subjects }
+
+// Settings returns what Load or Setup has read.
+func (c *Conn) Settings() Settings { return c.settings }
+
+// RTT measures one round trip to the broker.
+func (c *Conn) RTT() (time.Duration, error) {
+	d, err := c.nc.RTT()
+	return d, natsError(err, "ping the broker")
+}
+
+// Server returns the name and version of the server at the other end.
+func (c *Conn) Server() (name, version string) {
+	return c.nc.ConnectedServerName(), c.nc.ConnectedServerVersion()
+}
+
+// Fleet opens the bucket of what operators say of nodes.
+func (c *Conn) Fleet(ctx context.Context) (jetstream.KeyValue, error) {
+	kv, err := c.js.KeyValue(ctx, BucketFleet)
+	return kv, natsError(err, "open bucket "+BucketFleet)
+}
+
+// A Request is a message that wants an answer.
+type Request struct {
+	Subject string
+	Data    []byte
+	Respond func([]byte) error
+}
+
+// Serve calls handle for each message on the subject, one after the other,
+// until the connection ends or stop is called. Stop returns after the last
+// call of handle has.
+func (c *Conn) Serve(subject string, handle func(Request)) (stop func(), err error) {
+	msgs := make(chan *nats.Msg, 1024)
+	sub, err := c.nc.ChanSubscribe(subject, msgs)
+	if err != nil {
+		return nil, natsError(err, "subscribe to "+subject)
+	}
+	// The subscription must be there before whatever the caller does next.
+	if err := c.nc.Flush(); err != nil {
+		return nil, natsError(err, "subscribe to "+subject)
+	}
+	quit, ended := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(ended)
+		for {
+			select {
+			case m := <-msgs:
+				handle(Request{m.Subject, m.Data, m.Respond})
+			case <-quit:
+				return
+			case <-c.done:
+				return
+			}
+		}
+	}()
+	return sync.OnceFunc(func() {
+		_ = sub.Unsubscribe() // fails only when the connection has ended
+		close(quit)
+		<-ended
+	}), nil
+}
+
+// Ask sends one request and returns the first answer.
+func (c *Conn) Ask(ctx context.Context, subject string, data []byte) ([]byte, error) {
+	m, err := c.nc.RequestWithContext(ctx, subject, data)
+	if err != nil {
+		return nil, natsError(err, "ask "+subject)
+	}
+	return m.Data, nil
+}
+
+// AskAll sends one request and calls answer for each reply, until it returns
+// false or ctx ends. The end of ctx is no error: it bounds the wait.
+func (c *Conn) AskAll(ctx context.Context, subject string, data []byte, answer func([]byte) bool) error {
+	sub, err := c.nc.SubscribeSync(c.nc.NewRespInbox())
+	if err != nil {
+		return natsError(err, "ask "+subject)
+	}
+	defer func() { _ = sub.Unsubscribe() }() // fails only when the connection has ended
+	if err := c.nc.PublishRequest(subject, sub.Subject, data); err != nil {
+		return natsError(err, "ask "+subject)
+	}
+	for {
+		m, err := sub.NextMsgWithContext(ctx)
+		switch {
+		case errors.Is(err, nats.ErrNoResponders), errors.Is(err, context.DeadlineExceeded):
+			return nil
+		case err != nil:
+			return natsError(err, "ask "+subject)
+		case !answer(m.Data):
+			return nil
+		}
+	}
+}

@@ -1,0 +1,452 @@
+package delivery
+
+import (
+	"cmp"
+	"slices"
+	"time"
+
+	"github.com/musterfleet/muster"
+)
+
+// Config bounds an Inbox.
+type Config struct {
+	Node     muster.NodeName
+	Capacity int           // commands held that are not final, default 4096
+	Memory   int           // ids of commands that are over, default 1,000,000, of some 150 bytes each
+	NoSeq    int           // noseq commands that run at once, default 16
+	Linger   time.Duration // how long a report that is not final waits for a later state, default 50 ms
+	Backoff  func(attempt int) time.Duration
+}
+
+// Limits that are not worth a setting.
+const (
+	maxStarts  = 5              // runs of one idempotent command that ended with the agent itself
+	seenMargin = 24 * time.Hour // kept after the deadline, against clocks that step back
+)
+
+// DefaultBackoff waits 1 s, 2 s, 4 s and so on, at most 5 minutes.
+func DefaultBackoff(attempt int) time.Duration {
+	return min(time.Second<<min(max(attempt-1, 0), 9), 5*time.Minute)
+}
+
+// An Inbox is the state of all commands that a node knows. It is not safe for
+// concurrent use.
+type Inbox struct {
+	cfg      Config
+	commands map[muster.CommandID]*entry // not yet over
+	seen     map[muster.CommandID]time.Time
+	withdrew map[muster.CommandID]Withdrawal
+	lanes    map[muster.Lane][]*entry // in order of arrival, the head runs
+	noseq    []*entry                 // in order of arrival, waiting or running
+	beside   int                      // noseq commands running
+	active   int                      // commands that are not final
+	nextSeq  uint64
+	lost     time.Time
+	timers   timers
+	ready    Ready
+	writes   []Write // in order
+	urgent   bool    // an effect of ready depends on writes
+}
+
+type entry struct {
+	Record
+	running   bool
+	cancelled string // reason, once a stop was asked for
+	dirty     bool   // the report has states that were not handed out
+	reported  int    // Report.Seq that is stored on the operator's side
+	handed    int    // Report.Seq that was handed out
+}
+
+func (e *entry) waiting() bool { return !e.running && !e.Report.State().Final() }
+
+// New returns an Inbox with the content of a journal. Commands that were
+// running are settled: idempotent ones run again, the others become unknown.
+// The first Ready holds what follows from that.
+func New(cfg Config, state State, now time.Time) *Inbox {
+	cfg.Capacity = cmp.Or(cfg.Capacity, 4096)
+	cfg.Memory = cmp.Or(cfg.Memory, 1_000_000)
+	cfg.NoSeq = cmp.Or(cfg.NoSeq, 16)
+	cfg.Linger = cmp.Or(cfg.Linger, 50*time.Millisecond)
+	if cfg.Backoff == nil {
+		cfg.Backoff = DefaultBackoff
+	}
+	b := &Inbox{
+		cfg:      cfg,
+		commands: make(map[muster.CommandID]*entry),
+		seen:     make(map[muster.CommandID]time.Time),
+		withdrew: make(map[muster.CommandID]Withdrawal),
+		lanes:    make(map[muster.Lane][]*entry),
+		lost:     state.Lost,
+		nextSeq:  1,
+	}
+	for _, s := range state.Seen {
+		b.seen[s.ID] = s.Until
+		b.timers.add(s.Until, s.ID)
+	}
+	for _, w := range state.Withdrawals {
+		b.withdrew[w.ID] = w
+		b.timers.add(w.Until, w.ID)
+	}
+	slices.SortFunc(state.Records, func(x, y Record) int { return cmp.Compare(x.Seq, y.Seq) })
+	for _, r := range state.Records {
+		b.restore(r, now)
+	}
+	b.schedule(now)
+	return b
+}
+
+// restore takes up a record of the journal after a restart.
+func (b *Inbox) restore(r Record, now time.Time) {
+	e := &entry{Record: r, dirty: true}
+	b.nextSeq = max(b.nextSeq, r.Seq+1)
+	b.commands[r.Command.ID] = e
+	b.timers.add(now, r.Command.ID)
+	if e.Report.State().Final() {
+		return
+	}
+	b.active++
+	if e.Report.State() == muster.Running {
+		switch {
+		case !e.Idempotent:
+			b.settle(e, now, muster.Unknown, "the agent was interrupted during the run, and the command must not run twice")
+			return
+		case e.Starts >= maxStarts:
+			b.settle(e, now, muster.Unknown, "the agent was interrupted during each of several runs; not tried again")
+			return
+		}
+		b.change(e, now, muster.Accepted, "the agent was interrupted during the run; running again")
+	}
+	b.enqueue(e)
+}
+
+// Room returns how many more commands the Inbox can hold. When it is zero the
+// caller stops delivering; nothing is dropped.
+func (b *Inbox) Room() int {
+	return max(min(b.cfg.Capacity-b.active, b.cfg.Memory-len(b.seen)), 0)
+}
+
+// Len returns the number of commands that are not final.
+func (b *Inbox) Len() int { return b.active }
+
+// Running returns the number of commands that run now.
+func (b *Inbox) Running() int {
+	n := b.beside
+	for _, q := range b.lanes {
+		if len(q) > 0 && q[0].running {
+			n++
+		}
+	}
+	return n
+}
+
+// Deliver takes a command in. One that is known already, by its id, is only
+// acknowledged again.
+func (b *Inbox) Deliver(now time.Time, d Delivery) {
+	if d.Token != 0 {
+		b.ready.Acks = append(b.ready.Acks, d.Token)
+	}
+	id := d.Command.ID
+	if _, known := b.commands[id]; known {
+		return
+	}
+	if _, over := b.seen[id]; over {
+		return
+	}
+	e := b.admit(d)
+	b.commands[id] = e
+	b.active++
+	if state, reason := b.verdict(now, d); state != muster.Accepted {
+		if d.Refusal != nil && state == muster.Refused {
+			e.Report.Result = &muster.Result{Error: d.Refusal}
+		}
+		b.settle(e, now, state, reason)
+		return
+	}
+	b.change(e, now, muster.Accepted, "")
+	b.put(e, true)
+	b.enqueue(e)
+	b.schedule(now)
+}
+
+// admit makes the record of a new command.
+func (b *Inbox) admit(d Delivery) *entry {
+	c := d.Command
+	e := &entry{Record: Record{
+		Seq: b.nextSeq, Command: c, Idempotent: d.Idempotent,
+		Report: muster.Report{
+			ID: c.ID, Node: c.Node, Method: c.Method, Caller: d.Caller, Rule: d.Rule,
+			IssuedAt: c.IssuedAt, Deadline: c.Deadline,
+		},
+	}}
+	b.nextSeq++
+	return e
+}
+
+// verdict says whether a new command is accepted or is over at once.
+func (b *Inbox) verdict(now time.Time, d Delivery) (muster.State, string) {
+	c := d.Command
+	switch w, withdrawn := b.withdrew[c.ID]; {
+	case d.Refusal != nil:
+		return muster.Refused, d.Refusal.Message
+	case withdrawn && w.Matches(d.Caller):
+		return muster.Cancelled, w.Reason
+	case !now.Before(c.Deadline):
+		return muster.Expired, "it arrived after its deadline"
+	case c.IssuedAt.Before(b.lost) && !d.Idempotent:
+		return muster.Unknown, "it was issued before this node lost its journal and may have run already"
+	}
+	return muster.Accepted, ""
+}
+
+// Cancel withdraws a command, wherever it is. One that has not arrived yet is
+// cancelled when it does.
+func (b *Inbox) Cancel(now time.Time, c Cancel) {
+	if c.Token != 0 {
+		b.ready.Acks = append(b.ready.Acks, c.Token)
+	}
+	if _, over := b.seen[c.ID]; over {
+		return
+	}
+	e, known := b.commands[c.ID]
+	if !known {
+		w := Withdrawal{ID: c.ID, Caller: c.Caller, Any: c.Any, Reason: c.Reason, Until: c.Until.Add(seenMargin)}
+		if old, again := b.withdrew[c.ID]; again && (old.Any || old.Caller == c.Caller) {
+			return
+		}
+		b.withdrew[c.ID] = w
+		b.timers.add(w.Until, w.ID)
+		b.write(Write{Withdraw: &w}, true)
+		return
+	}
+	if e.Report.State().Final() || e.cancelled != "" || !(c.Any || c.Caller == e.Report.Caller) {
+		return
+	}
+	if e.running {
+		e.cancelled = cmp.Or(c.Reason, "cancelled")
+		b.ready.Stops = append(b.ready.Stops, c.ID)
+		return
+	}
+	b.settle(e, now, muster.Cancelled, c.Reason)
+	b.schedule(now)
+}
+
+// Finished says how a run ended. A failed run is tried again while retries and
+// the deadline allow it.
+func (b *Inbox) Finished(now time.Time, id muster.CommandID, result muster.Result) {
+	e, known := b.commands[id]
+	if !known || !e.running {
+		return
+	}
+	e.running = false
+	e.Attempts++
+	e.Report.Result = &result
+	if e.Command.NoSeq {
+		b.beside--
+	}
+	switch {
+	case result.Error == nil:
+		b.settle(e, now, muster.Done, "")
+	case e.cancelled != "":
+		b.settle(e, now, muster.Cancelled, e.cancelled)
+	case e.Attempts <= e.Command.Retries && retryable(result.Error):
+		b.retry(e, now, result.Error)
+	default:
+		b.settle(e, now, muster.Failure, result.Error.Message)
+	}
+	b.schedule(now)
+}
+
+// retryable reports whether another attempt can help.
+func retryable(err *muster.Error) bool {
+	return err.Kind != muster.Invalid && err.Kind != muster.Denied
+}
+
+// retry plans the next attempt. The lane waits for it: order outlives failure.
+func (b *Inbox) retry(e *entry, now time.Time, err *muster.Error) {
+	e.NotBefore = now.Add(b.cfg.Backoff(e.Attempts))
+	if !e.NotBefore.Before(e.Command.Deadline) {
+		b.settle(e, now, muster.Failure, err.Message+"; no time is left for another attempt")
+		return
+	}
+	b.change(e, now, muster.Accepted, err.Message+"; trying again")
+	b.put(e, true)
+	b.timers.add(e.NotBefore, e.Command.ID)
+}
+
+// Reported says that the operator's side has stored a report.
+func (b *Inbox) Reported(id muster.CommandID, seq int) {
+	e, known := b.commands[id]
+	if !known {
+		return
+	}
+	e.reported = max(e.reported, seq)
+	if !e.Report.State().Final() || e.reported < e.Report.Seq {
+		return
+	}
+	// The deletion is not urgent: if it is lost, the report is sent once more.
+	delete(b.commands, id)
+	until := e.Command.Deadline.Add(seenMargin)
+	b.seen[id] = until
+	b.timers.add(until, id)
+	b.write(Write{Remember: &Seen{ID: id, Until: until}}, false)
+	b.write(Write{Delete: e.Seq}, false)
+	if _, ok := b.withdrew[id]; ok {
+		delete(b.withdrew, id)
+		b.write(Write{Unwithdraw: id}, false)
+	}
+}
+
+// Tick lets time pass: deadlines, retries and waiting reports.
+func (b *Inbox) Tick(now time.Time) {
+	for _, id := range b.timers.due(now) {
+		b.tick(now, id)
+	}
+	b.schedule(now)
+}
+
+func (b *Inbox) tick(now time.Time, id muster.CommandID) {
+	if until, ok := b.seen[id]; ok && !now.Before(until) {
+		delete(b.seen, id)
+		b.write(Write{Forget: id}, false)
+	}
+	if w, ok := b.withdrew[id]; ok && !now.Before(w.Until) {
+		delete(b.withdrew, id)
+		b.write(Write{Unwithdraw: id}, false)
+	}
+	e, ok := b.commands[id]
+	if !ok {
+		return
+	}
+	if e.waiting() && !now.Before(e.Command.Deadline) {
+		if e.Attempts > 0 {
+			b.settle(e, now, muster.Failure, "its deadline passed before another attempt")
+		} else {
+			b.settle(e, now, muster.Expired, "its deadline passed while it waited on the node")
+		}
+	}
+	b.handOut(e)
+}
+
+// Next returns when Tick must be called, zero if never.
+func (b *Inbox) Next() time.Time { return b.timers.next() }
+
+// Unwritten reports whether writes wait that no effect depends on. The caller
+// calls Flush within some seconds to have them written.
+func (b *Inbox) Unwritten() bool { return len(b.writes) > 0 }
+
+// Flush makes the next Ready hold all writes.
+func (b *Inbox) Flush() { b.urgent = true }
+
+// Ready returns what must be done, and forgets it. Writes that no effect
+// depends on stay behind until an urgent one takes them along.
+func (b *Inbox) Ready() Ready {
+	r := b.ready
+	b.ready = Ready{}
+	if b.urgent {
+		r.Writes = b.writes
+		b.writes, b.urgent = nil, false
+	}
+	return r
+}
+
+// enqueue places a command at the end of its lane.
+func (b *Inbox) enqueue(e *entry) {
+	b.timers.add(e.Command.Deadline, e.Command.ID)
+	if !e.NotBefore.IsZero() {
+		b.timers.add(e.NotBefore, e.Command.ID)
+	}
+	if e.Command.NoSeq {
+		b.noseq = append(b.noseq, e)
+		return
+	}
+	lane := e.Command.Lane()
+	b.lanes[lane] = append(b.lanes[lane], e)
+}
+
+// schedule starts what can run: the head of each lane, and noseq commands up
+// to their limit.
+func (b *Inbox) schedule(now time.Time) {
+	for _, queue := range b.lanes {
+		if head := queue[0]; head.waiting() && !now.Before(head.NotBefore) {
+			b.start(head, now)
+		}
+	}
+	for _, e := range b.noseq {
+		if b.beside >= b.cfg.NoSeq {
+			return
+		}
+		if e.waiting() && !now.Before(e.NotBefore) {
+			b.beside++
+			b.start(e, now)
+		}
+	}
+}
+
+// start begins a run. For a command that must not run twice, the journal knows
+// of the run before it begins; an idempotent one would run again anyway, and
+// its count of starts may reach the journal later.
+func (b *Inbox) start(e *entry, now time.Time) {
+	e.running = true
+	e.Starts++
+	b.change(e, now, muster.Running, "")
+	b.put(e, !e.Idempotent)
+	b.ready.Starts = append(b.ready.Starts, Start{Command: e.Command, Caller: e.Report.Caller, Attempt: e.Attempts + 1})
+}
+
+// settle makes a state final and takes the command out of its lane.
+func (b *Inbox) settle(e *entry, now time.Time, s muster.State, reason string) {
+	b.change(e, now, s, reason)
+	b.active--
+	b.put(e, true)
+	b.handOut(e)
+	if e.Command.NoSeq {
+		b.noseq = slices.DeleteFunc(b.noseq, func(o *entry) bool { return o == e })
+		return
+	}
+	lane := e.Command.Lane()
+	queue := slices.DeleteFunc(b.lanes[lane], func(o *entry) bool { return o == e })
+	if len(queue) == 0 {
+		delete(b.lanes, lane)
+		return
+	}
+	b.lanes[lane] = queue
+}
+
+// change records a transition. A final state is reported at once; others may
+// be overtaken by the next within the linger, which saves a message.
+func (b *Inbox) change(e *entry, now time.Time, s muster.State, reason string) {
+	t := muster.Transition{State: s, Time: now, Reason: reason}
+	if s == muster.Running {
+		t.Attempt = e.Attempts + 1
+	}
+	e.Report.History = append(e.Report.History, t)
+	e.Report.Seq = len(e.Report.History)
+	if !e.dirty {
+		e.dirty = true
+		b.timers.add(now.Add(b.cfg.Linger), e.Command.ID)
+	}
+}
+
+// handOut puts the report into the Ready, unless its last state is there.
+func (b *Inbox) handOut(e *entry) {
+	if !e.dirty || e.handed == e.Report.Seq {
+		return
+	}
+	e.dirty = false
+	e.handed = e.Report.Seq
+	r := e.Report
+	r.History = slices.Clone(r.History)
+	b.ready.Reports = append(b.ready.Reports, r)
+}
+
+// put writes the record. The journal needs a copy: the entry changes on.
+func (b *Inbox) put(e *entry, urgent bool) {
+	r := e.Record
+	r.Report.History = slices.Clone(r.Report.History)
+	b.write(Write{Put: &r}, urgent)
+}
+
+func (b *Inbox) write(w Write, urgent bool) {
+	b.writes = append(b.writes, w)
+	b.urgent = b.urgent || urgent
+}

@@ -1,0 +1,99 @@
+package delivery
+
+import (
+	"time"
+
+	"github.com/musterfleet/muster"
+)
+
+// A Record is what the journal keeps of one command, from its acceptance until
+// its final report is stored on the operator's side.
+type Record struct {
+	Seq        uint64         `json:"seq"` // order of arrival; the journal's key
+	Command    muster.Command `json:"command"`
+	Idempotent bool           `json:"idempotent,omitempty"` // by its method or its caller
+	Starts     int            `json:"starts,omitempty"`     // runs begun, interrupted ones too
+	Attempts   int            `json:"attempts,omitempty"`   // runs ended
+	NotBefore  time.Time      `json:"not_before,omitzero"`  // of the next attempt
+	Report     muster.Report  `json:"report"`
+}
+
+// A Seen is the memory of a command that is over: enough to recognise it if it
+// comes again, until its deadline alone would stop it.
+type Seen struct {
+	ID    muster.CommandID `json:"id"`
+	Until time.Time        `json:"until"`
+}
+
+// A Withdrawal is a cancel that arrived before its command.
+type Withdrawal struct {
+	ID     muster.CommandID `json:"id"`
+	Caller string           `json:"caller"`
+	Any    bool             `json:"any,omitempty"` // policy lets the caller cancel what others sent
+	Reason string           `json:"reason,omitempty"`
+	Until  time.Time        `json:"until"`
+}
+
+// Matches reports whether the withdrawal applies to a command of the caller.
+func (w Withdrawal) Matches(caller string) bool { return w.Any || w.Caller == caller }
+
+// A Write is one change of the journal. Exactly one field is set.
+type Write struct {
+	Put        *Record
+	Delete     uint64 // sequence of a record that is over
+	Remember   *Seen
+	Forget     muster.CommandID // of a Seen
+	Withdraw   *Withdrawal
+	Unwithdraw muster.CommandID
+}
+
+// State is the journal's content, as read when a node starts.
+type State struct {
+	Records     []Record // any order
+	Seen        []Seen
+	Withdrawals []Withdrawal
+	// Lost is the time at which an earlier journal was found unreadable, zero
+	// if that never happened. What was issued before may have run already.
+	Lost time.Time
+}
+
+// A Delivery is a verified command as it came from the broker.
+type Delivery struct {
+	Command    muster.Command
+	Caller     string
+	Rule       string        // of the policy that decided
+	Refusal    *muster.Error // not nil: the command must not run, and why
+	Idempotent bool
+	Token      uint64 // names the delivery in Ready.Acks; 0 for none
+}
+
+// A Cancel asks that a command not run, or be stopped.
+type Cancel struct {
+	ID     muster.CommandID
+	Caller string
+	Any    bool // policy lets the caller cancel what others sent
+	Reason string
+	Until  time.Time // deadline of the command, after which the cancel is moot
+	Token  uint64
+}
+
+// A Start asks for one run of a command.
+type Start struct {
+	Command muster.Command
+	Caller  string
+	Attempt int
+}
+
+// A Ready is what must be done now, in the order of its fields.
+type Ready struct {
+	Writes  []Write
+	Acks    []uint64
+	Starts  []Start
+	Stops   []muster.CommandID
+	Reports []muster.Report
+}
+
+// Empty reports whether there is nothing to do.
+func (r *Ready) Empty() bool {
+	return len(r.Writes)+len(r.Acks)+len(r.Starts)+len(r.Stops)+len(r.Reports) == 0
+}

@@ -1,0 +1,277 @@
+// Package journal keeps what a node must not forget in a bbolt file: commands
+// from their acceptance to their last report, ids of what is over, and
+// withdrawals of what has not come yet. Each Apply is one durable transaction.
+//
+// A file that cannot be read is set aside under another name, never deleted,
+// and the new journal remembers when: what was issued before that moment may
+// have run already.
+package journal
+
+import (
+	"bytes"
+	"cmp"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"time"
+
+	"go.etcd.io/bbolt"
+
+	"github.com/musterfleet/muster"
+	"github.com/musterfleet/muster/internal/delivery"
+)
+
+// Buckets of the file.
+var (
+	bucketRecords     = []byte("records")     // sequence, 8 bytes big endian -> delivery.Record
+	bucketSeen        = []byte("seen")        // command id -> delivery.Seen
+	bucketWithdrawals = []byte("withdrawals") // command id -> delivery.Withdrawal
+	bucketMeta        = []byte("meta")
+	keyLost           = []byte("lost")    // time at which an earlier journal was lost
+	keyVersion        = []byte("version") // of this format
+)
+
+// version of the file's format.
+const version = "1"
+
+// A Journal is an open file. It is safe for concurrent use.
+type Journal struct {
+	db *bbolt.DB
+	// SetAside is where an unreadable predecessor is now, empty if there was
+	// none. Cause says what was wrong with it.
+	SetAside string
+	Cause    error
+}
+
+// Open reads the journal at path, or makes one. An unreadable file is set
+// aside. The error of a journal that another process has open, or of a disk
+// that cannot be written, is returned: then nothing may be accepted.
+func Open(path string, now time.Time) (*Journal, delivery.State, error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return nil, delivery.State{}, muster.Errorf(muster.Unavailable, "journal: make its folder: %w", err)
+	}
+	j, state, err := load(path)
+	if muster.KindOf(err) != muster.Corrupt {
+		return j, state, err
+	}
+	aside := fmt.Sprintf("%s.unreadable-%s", path, now.UTC().Format("20060102T150405.000"))
+	if err := os.Rename(path, aside); err != nil {
+		return nil, state, muster.Errorf(muster.Corrupt, "journal: it is unreadable and cannot be set aside: %w", err)
+	}
+	cause := err
+	if j, _, err = load(path); err != nil {
+		return nil, state, err
+	}
+	if err := j.recordLoss(now); err != nil {
+		_ = j.db.Close() // the first error counts
+		return nil, state, err
+	}
+	j.SetAside, j.Cause = aside, cause
+	return j, delivery.State{Lost: now}, nil
+}
+
+// load opens and reads a file. An error of kind Corrupt means that its content
+// cannot be trusted.
+func load(path string) (j *Journal, state delivery.State, err error) {
+	existed := exists(path)
+	// bbolt panics where it meets pages that make no sense, and faults where
+	// pages are missing.
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	var db *bbolt.DB
+	defer func() {
+		if r := recover(); r != nil {
+			err = muster.Errorf(muster.Corrupt, "journal: %s: %v", path, r)
+		}
+		if err != nil && db != nil {
+			_ = db.Close() // the first error counts
+		}
+	}()
+	db, err = bbolt.Open(path, 0o600, &bbolt.Options{Timeout: 3 * time.Second, FreelistType: bbolt.FreelistMapType, NoFreelistSync: true})
+	switch {
+	case err == nil:
+	case errors.Is(err, bbolt.ErrTimeout):
+		return nil, state, muster.Errorf(muster.Conflict, "journal: %s is in use by another agent", path).
+			WithHint("stop it, or give this one another folder with --state")
+	case existed && isFormat(err):
+		return nil, state, muster.Errorf(muster.Corrupt, "journal: %s: %w", path, err)
+	default:
+		return nil, state, muster.Errorf(muster.Unavailable, "journal: open %s: %w", path, err)
+	}
+	j = &Journal{db: db}
+	if err = j.prepare(); err != nil {
+		return nil, state, err
+	}
+	state, err = j.read()
+	return j, state, err
+}
+
+func exists(path string) bool {
+	st, err := os.Stat(path)
+	return err == nil && st.Size() > 0
+}
+
+// isFormat tells damaged content from a failing system call.
+func isFormat(err error) bool {
+	if errors.Is(err, bbolt.ErrInvalid) || errors.Is(err, bbolt.ErrVersionMismatch) || errors.Is(err, bbolt.ErrChecksum) {
+		return true
+	}
+	var pathErr *os.PathError
+	var sysErr *os.SyscallError
+	return !errors.As(err, &pathErr) && !errors.As(err, &sysErr)
+}
+
+func (j *Journal) prepare() error {
+	err := j.db.Update(func(tx *bbolt.Tx) error {
+		for _, b := range [][]byte{bucketRecords, bucketSeen, bucketWithdrawals, bucketMeta} {
+			if _, err := tx.CreateBucketIfNotExists(b); err != nil {
+				return err
+			}
+		}
+		meta := tx.Bucket(bucketMeta)
+		switch v := meta.Get(keyVersion); {
+		case v == nil:
+			return meta.Put(keyVersion, []byte(version))
+		case string(v) != version:
+			return muster.Errorf(muster.Unsupported, "journal: its format has version %q; this muster knows %q", v, version).
+				WithHint("install a newer muster here")
+		}
+		return nil
+	})
+	if err != nil && muster.KindOf(err) == muster.Internal {
+		return muster.Errorf(muster.Unavailable, "journal: write: %w", err)
+	}
+	return err
+}
+
+func (j *Journal) recordLoss(now time.Time) error {
+	err := j.db.Update(func(tx *bbolt.Tx) error {
+		return tx.Bucket(bucketMeta).Put(keyLost, []byte(now.UTC().Format(time.RFC3339Nano)))
+	})
+	if err != nil {
+		return muster.Errorf(muster.Unavailable, "journal: write: %w", err)
+	}
+	return nil
+}
+
+// read loads everything. bbolt does not checksum its pages, so each value
+// carries a checksum of its own.
+func (j *Journal) read() (delivery.State, error) {
+	var s delivery.State
+	err := j.db.View(func(tx *bbolt.Tx) error {
+		if err := check(tx, j.db.Path()); err != nil {
+			return err
+		}
+		if v := tx.Bucket(bucketMeta).Get(keyLost); v != nil {
+			t, err := time.Parse(time.RFC3339Nano, string(v))
+			if err != nil {
+				return err
+			}
+			s.Lost = t
+		}
+		return errors.Join(
+			readAll(tx, bucketRecords, &s.Records),
+			readAll(tx, bucketSeen, &s.Seen),
+			readAll(tx, bucketWithdrawals, &s.Withdrawals))
+	})
+	if err != nil {
+		return delivery.State{}, muster.Errorf(muster.Corrupt, "journal: %s: %w", j.db.Path(), err)
+	}
+	return s, nil
+}
+
+// check looks at the structure of the file. A file that was cut short is
+// noticed first: touching a page beyond its end would be a fault.
+func check(tx *bbolt.Tx, path string) error {
+	st, err := os.Stat(path)
+	if err != nil {
+		return err
+	}
+	if st.Size() < tx.Size() {
+		return fmt.Errorf("the file has %d bytes; its content needs %d", st.Size(), tx.Size())
+	}
+	for e := range tx.Check() { // to its end, or its goroutine would stay
+		err = cmp.Or(err, e)
+	}
+	return err
+}
+
+func readAll[T any](tx *bbolt.Tx, bucket []byte, all *[]T) error {
+	return tx.Bucket(bucket).ForEach(func(k, v []byte) error {
+		var x T
+		if err := decode(v, &x); err != nil {
+			return fmt.Errorf("%s %q: %w", bucket, k, err)
+		}
+		*all = append(*all, x)
+		return nil
+	})
+}
+
+var table = crc32.MakeTable(crc32.Castagnoli)
+
+// encode writes a value as its checksum, 4 bytes big endian, and JSON.
+func encode(x any) ([]byte, error) {
+	data, err := json.Marshal(x)
+	if err != nil {
+		return nil, err
+	}
+	return append(binary.BigEndian.AppendUint32(nil, crc32.Checksum(data, table)), data...), nil
+}
+
+func decode(v []byte, x any) error {
+	if len(v) < 4 || binary.BigEndian.Uint32(v) != crc32.Checksum(v[4:], table) {
+		return errors.New("checksum does not match")
+	}
+	dec := json.NewDecoder(bytes.NewReader(v[4:]))
+	return dec.Decode(x)
+}
+
+// Apply makes the changes durable, all or none.
+func (j *Journal) Apply(writes []delivery.Write) error {
+	err := j.db.Update(func(tx *bbolt.Tx) error {
+		for _, w := range writes {
+			if err := apply(tx, w); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return muster.Errorf(muster.Unavailable, "journal: write: %w", err)
+	}
+	return nil
+}
+
+func apply(tx *bbolt.Tx, w delivery.Write) error {
+	put := func(bucket, key []byte, x any) error {
+		v, err := encode(x)
+		if err != nil {
+			return err
+		}
+		return tx.Bucket(bucket).Put(key, v)
+	}
+	switch {
+	case w.Put != nil:
+		return put(bucketRecords, sequence(w.Put.Seq), w.Put)
+	case w.Delete != 0:
+		return tx.Bucket(bucketRecords).Delete(sequence(w.Delete))
+	case w.Remember != nil:
+		return put(bucketSeen, []byte(w.Remember.ID), w.Remember)
+	case w.Forget != "":
+		return tx.Bucket(bucketSeen).Delete([]byte(w.Forget))
+	case w.Withdraw != nil:
+		return put(bucketWithdrawals, []byte(w.Withdraw.ID), w.Withdraw)
+	case w.Unwithdraw != "":
+		return tx.Bucket(bucketWithdrawals).Delete([]byte(w.Unwithdraw))
+	}
+	return errors.New("a write without content")
+}
+
+func sequence(n uint64) []byte { return binary.BigEndian.AppendUint64(nil, n) }
+
+// Close ends the use of the file.
+func (j *Journal) Close() error { return j.db.Close() }
