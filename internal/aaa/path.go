@@ -155,7 +155,7 @@ func scalarText(value any) (string, bool) {
 // canonicalNumber gives equal numbers one spelling, so that 1e3 does not slip
 // by a rule about 1000. Integers are kept to the last digit.
 func canonicalNumber(text string) string {
-	if strings.IndexAny(text, ".eE") < 0 {
+	if !strings.ContainsAny(text, ".eE") {
 		if text == "-0" {
 			return "0"
 		}

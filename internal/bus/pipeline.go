@@ -2,6 +2,7 @@ package bus
 
 import (
 	"encoding/json"
+	"errors"
 	"maps"
 	"slices"
 	"strconv"
@@ -35,6 +36,8 @@ type Pipeline struct {
 	window chan struct{} // a token for each message under way
 	tick   *time.Ticker
 	ended  chan struct{}
+
+	calls sync.Mutex // held while done is called, so that calls keep their order
 
 	mu      sync.Mutex // guards the fields below
 	next    uint64
@@ -78,12 +81,14 @@ func (p *Pipeline) Publish(m Outgoing, done func(error)) {
 	select {
 	case p.window <- struct{}{}:
 	case <-p.c.done:
+		<-p.ended // those before it are told first
 		done(errGone)
 		return
 	}
 	p.mu.Lock()
 	if p.closed {
 		p.mu.Unlock()
+		<-p.ended
 		done(errGone)
 		return
 	}
@@ -95,8 +100,16 @@ func (p *Pipeline) Publish(m Outgoing, done func(error)) {
 	p.pending[n] = done
 	// Under the lock: the order of sequence numbers is the order on the wire.
 	err := p.c.nc.PublishMsg(p.message(m, n))
+	refused := errors.Is(err, nats.ErrMaxPayload) || errors.Is(err, nats.ErrBadSubject)
+	if refused {
+		delete(p.pending, n)
+	}
 	p.mu.Unlock()
-	if err != nil {
+	switch {
+	case refused: // this message, by itself: a new connection would not help it
+		<-p.window
+		done(muster.Errorf(muster.Invalid, "the message for %s cannot be sent: %w", m.Subject, err))
+	case err != nil:
 		p.c.nc.Close() // the rest would overtake this one
 	}
 }
@@ -112,14 +125,16 @@ func (p *Pipeline) message(m Outgoing, n uint64) *nats.Msg {
 		msg.Header.Set("Nats-Msg-Id", m.ID)
 	}
 	if m.TTL > 0 {
-		// Whole seconds, rounded up: the node, not the broker, is exact.
-		msg.Header.Set("Nats-TTL", strconv.FormatInt(int64((m.TTL+time.Second-1)/time.Second), 10)+"s")
+		msg.Header.Set("Nats-TTL", ttl(m.TTL).String())
 	}
 	for k, v := range m.Header {
 		msg.Header.Set(k, v)
 	}
 	return msg
 }
+
+// ttl rounds up to whole seconds, which the broker wants: the node is exact.
+func ttl(d time.Duration) time.Duration { return (d + time.Second - 1).Truncate(time.Second) }
 
 // receipt takes the broker's answer to one message.
 func (p *Pipeline) receipt(m *nats.Msg) {
@@ -132,15 +147,22 @@ func (p *Pipeline) receipt(m *nats.Msg) {
 		p.c.nc.Close()
 		return
 	}
+	p.calls.Lock()
+	defer p.calls.Unlock()
 	p.mu.Lock()
 	f, ok := p.pending[n]
 	delete(p.pending, n)
 	p.heard = time.Now()
 	p.mu.Unlock()
-	if ok {
-		<-p.window
-		f(receiptError(m.Data))
+	if !ok {
+		return
 	}
+	<-p.window
+	err = receiptError(m.Data)
+	if muster.KindOf(err) == muster.Unavailable {
+		p.c.nc.Close() // it will be tried again, and must not come after its successors
+	}
+	f(err)
 }
 
 // receiptError reads the broker's receipt.
@@ -158,6 +180,8 @@ func receiptError(data []byte) error {
 		return muster.Errorf(muster.Unavailable, "the broker's receipt cannot be read: %.100q", data)
 	case r.Error == nil:
 		return nil
+	case r.Error.ErrCode == 10054:
+		return muster.Errorf(muster.Invalid, "the message is too large: %s", r.Error.Description)
 	case r.Error.ErrCode == 10077 || r.Error.Code == 400 && strings.Contains(r.Error.Description, "maximum"):
 		return muster.Errorf(muster.Full, "the queue is full: %s", r.Error.Description).
 			WithHint("its node is away or slow; wait, cancel what is not needed, or raise the limit")
@@ -194,6 +218,8 @@ func (p *Pipeline) watch() {
 // fail tells every waiting message, in order, that it was not stored as far as
 // is known.
 func (p *Pipeline) fail() {
+	p.calls.Lock()
+	defer p.calls.Unlock()
 	p.mu.Lock()
 	p.closed = true
 	failed := p.pending

@@ -114,6 +114,9 @@ func (c *Conn) put(ctx context.Context, m Outgoing, opts ...jetstream.PublishOpt
 	if m.ID != "" {
 		opts = append(opts, jetstream.WithMsgID(m.ID))
 	}
+	if m.TTL > 0 {
+		opts = append(opts, jetstream.WithMsgTTL(ttl(m.TTL)))
+	}
 	msg := &nats.Msg{Subject: m.Subject, Data: m.Data, Header: nats.Header{}}
 	for k, v := range m.Header {
 		msg.Header.Set(k, v)

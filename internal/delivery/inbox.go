@@ -20,7 +20,7 @@ type Config struct {
 
 // Limits that are not worth a setting.
 const (
-	maxStarts  = 5              // runs of one idempotent command that ended with the agent itself
+	maxStarts  = 5              // runs of one idempotent command that ended with the agent itself, not by themselves
 	seenMargin = 24 * time.Hour // kept after the deadline, against clocks that step back
 )
 
@@ -35,17 +35,18 @@ type Inbox struct {
 	cfg      Config
 	commands map[muster.CommandID]*entry // not yet over
 	seen     map[muster.CommandID]time.Time
-	withdrew map[muster.CommandID]Withdrawal
-	lanes    map[muster.Lane][]*entry // in order of arrival, the head runs
-	noseq    []*entry                 // in order of arrival, waiting or running
-	beside   int                      // noseq commands running
-	active   int                      // commands that are not final
+	withdrew map[muster.CommandID][]Withdrawal // one of each caller
+	lanes    map[muster.Lane][]*entry          // in order of arrival, the head runs
+	noseq    []*entry                          // in order of arrival, waiting or running
+	beside   int                               // noseq commands running
+	active   int                               // commands that are not final
 	nextSeq  uint64
 	lost     time.Time
 	timers   timers
 	ready    Ready
 	writes   []Write // in order
 	urgent   bool    // an effect of ready depends on writes
+	stopped  bool    // nothing is started any more
 }
 
 type entry struct {
@@ -74,7 +75,7 @@ func New(cfg Config, state State, now time.Time) *Inbox {
 		cfg:      cfg,
 		commands: make(map[muster.CommandID]*entry),
 		seen:     make(map[muster.CommandID]time.Time),
-		withdrew: make(map[muster.CommandID]Withdrawal),
+		withdrew: make(map[muster.CommandID][]Withdrawal),
 		lanes:    make(map[muster.Lane][]*entry),
 		lost:     state.Lost,
 		nextSeq:  1,
@@ -84,7 +85,7 @@ func New(cfg Config, state State, now time.Time) *Inbox {
 		b.timers.add(s.Until, s.ID)
 	}
 	for _, w := range state.Withdrawals {
-		b.withdrew[w.ID] = w
+		b.withdrew[w.ID] = append(b.withdrew[w.ID], w)
 		b.timers.add(w.Until, w.ID)
 	}
 	slices.SortFunc(state.Records, func(x, y Record) int { return cmp.Compare(x.Seq, y.Seq) })
@@ -110,11 +111,16 @@ func (b *Inbox) restore(r Record, now time.Time) {
 		case !e.Idempotent:
 			b.settle(e, now, muster.Unknown, "the agent was interrupted during the run, and the command must not run twice")
 			return
-		case e.Starts >= maxStarts:
+		case e.Starts-e.Attempts >= maxStarts:
 			b.settle(e, now, muster.Unknown, "the agent was interrupted during each of several runs; not tried again")
 			return
 		}
+		if w, ok := b.withdrawal(e.Command.ID, e.Report.Caller); ok {
+			b.settle(e, now, muster.Cancelled, cmp.Or(w.Reason, "cancelled"))
+			return
+		}
 		b.change(e, now, muster.Accepted, "the agent was interrupted during the run; running again")
+		b.put(e, true)
 	}
 	b.enqueue(e)
 }
@@ -137,6 +143,13 @@ func (b *Inbox) Running() int {
 		}
 	}
 	return n
+}
+
+// Known reports whether a command of this id was taken in before.
+func (b *Inbox) Known(id muster.CommandID) bool {
+	_, live := b.commands[id]
+	_, over := b.seen[id]
+	return live || over
 }
 
 // Deliver takes a command in. One that is known already, by its id, is only
@@ -185,10 +198,10 @@ func (b *Inbox) admit(d Delivery) *entry {
 // verdict says whether a new command is accepted or is over at once.
 func (b *Inbox) verdict(now time.Time, d Delivery) (muster.State, string) {
 	c := d.Command
-	switch w, withdrawn := b.withdrew[c.ID]; {
+	switch w, withdrawn := b.withdrawal(c.ID, d.Caller); {
 	case d.Refusal != nil:
 		return muster.Refused, d.Refusal.Message
-	case withdrawn && w.Matches(d.Caller):
+	case withdrawn:
 		return muster.Cancelled, w.Reason
 	case !now.Before(c.Deadline):
 		return muster.Expired, "it arrived after its deadline"
@@ -196,6 +209,28 @@ func (b *Inbox) verdict(now time.Time, d Delivery) (muster.State, string) {
 		return muster.Unknown, "it was issued before this node lost its journal and may have run already"
 	}
 	return muster.Accepted, ""
+}
+
+// withdrawal returns the withdrawal that applies to the caller's command.
+func (b *Inbox) withdrawal(id muster.CommandID, caller string) (Withdrawal, bool) {
+	all := b.withdrew[id]
+	i := slices.IndexFunc(all, func(w Withdrawal) bool { return w.Matches(caller) })
+	if i < 0 {
+		return Withdrawal{}, false
+	}
+	return all[i], true
+}
+
+// withdraw remembers a cancel. Those of other callers stay: whose command it
+// is shows only when it arrives.
+func (b *Inbox) withdraw(c Cancel) {
+	if _, again := b.withdrawal(c.ID, c.Caller); again {
+		return
+	}
+	w := Withdrawal{ID: c.ID, Caller: c.Caller, Any: c.Any, Reason: c.Reason, Until: c.Until.Add(seenMargin)}
+	b.withdrew[c.ID] = append(b.withdrew[c.ID], w)
+	b.timers.add(w.Until, w.ID)
+	b.write(Write{Withdraw: &w}, true)
 }
 
 // Cancel withdraws a command, wherever it is. One that has not arrived yet is
@@ -209,13 +244,7 @@ func (b *Inbox) Cancel(now time.Time, c Cancel) {
 	}
 	e, known := b.commands[c.ID]
 	if !known {
-		w := Withdrawal{ID: c.ID, Caller: c.Caller, Any: c.Any, Reason: c.Reason, Until: c.Until.Add(seenMargin)}
-		if old, again := b.withdrew[c.ID]; again && (old.Any || old.Caller == c.Caller) {
-			return
-		}
-		b.withdrew[c.ID] = w
-		b.timers.add(w.Until, w.ID)
-		b.write(Write{Withdraw: &w}, true)
+		b.withdraw(c)
 		return
 	}
 	if e.Report.State().Final() || e.cancelled != "" || !(c.Any || c.Caller == e.Report.Caller) {
@@ -223,6 +252,9 @@ func (b *Inbox) Cancel(now time.Time, c Cancel) {
 	}
 	if e.running {
 		e.cancelled = cmp.Or(c.Reason, "cancelled")
+		if e.Idempotent {
+			b.withdraw(c) // or an interruption would run it again
+		}
 		b.ready.Stops = append(b.ready.Stops, c.ID)
 		return
 	}
@@ -298,9 +330,6 @@ func (b *Inbox) Reported(id muster.CommandID, seq int) {
 
 // Tick lets time pass: deadlines, retries and waiting reports.
 func (b *Inbox) Tick(now time.Time) {
-	for _, id := range b.timers.due(now) {
-		b.tick(now, id)
-	}
 	b.schedule(now)
 }
 
@@ -309,7 +338,7 @@ func (b *Inbox) tick(now time.Time, id muster.CommandID) {
 		delete(b.seen, id)
 		b.write(Write{Forget: id}, false)
 	}
-	if w, ok := b.withdrew[id]; ok && !now.Before(w.Until) {
+	if all, ok := b.withdrew[id]; ok && !slices.ContainsFunc(all, func(w Withdrawal) bool { return now.Before(w.Until) }) {
 		delete(b.withdrew, id)
 		b.write(Write{Unwithdraw: id}, false)
 	}
@@ -318,9 +347,12 @@ func (b *Inbox) tick(now time.Time, id muster.CommandID) {
 		return
 	}
 	if e.waiting() && !now.Before(e.Command.Deadline) {
-		if e.Attempts > 0 {
+		switch {
+		case e.Attempts > 0:
 			b.settle(e, now, muster.Failure, "its deadline passed before another attempt")
-		} else {
+		case e.Starts > 0:
+			b.settle(e, now, muster.Unknown, "the agent was interrupted during the run, and the deadline passed before another")
+		default:
 			b.settle(e, now, muster.Expired, "its deadline passed while it waited on the node")
 		}
 	}
@@ -333,6 +365,10 @@ func (b *Inbox) Next() time.Time { return b.timers.next() }
 // Unwritten reports whether writes wait that no effect depends on. The caller
 // calls Flush within some seconds to have them written.
 func (b *Inbox) Unwritten() bool { return len(b.writes) > 0 }
+
+// Stop keeps further runs from being started; what waits is kept for the next
+// Inbox on the same journal.
+func (b *Inbox) Stop() { b.stopped = true }
 
 // Flush makes the next Ready hold all writes.
 func (b *Inbox) Flush() { b.urgent = true }
@@ -364,8 +400,15 @@ func (b *Inbox) enqueue(e *entry) {
 }
 
 // schedule starts what can run: the head of each lane, and noseq commands up
-// to their limit.
+// to their limit. What is due comes first, so that nothing starts after its
+// deadline.
 func (b *Inbox) schedule(now time.Time) {
+	if b.stopped {
+		return
+	}
+	for _, id := range b.timers.due(now) {
+		b.tick(now, id)
+	}
 	for _, queue := range b.lanes {
 		if head := queue[0]; head.waiting() && !now.Before(head.NotBefore) {
 			b.start(head, now)
@@ -382,14 +425,14 @@ func (b *Inbox) schedule(now time.Time) {
 	}
 }
 
-// start begins a run. For a command that must not run twice, the journal knows
-// of the run before it begins; an idempotent one would run again anyway, and
-// its count of starts may reach the journal later.
+// start begins a run. The journal knows of it before it begins: a command that
+// must not run twice depends on that, and for an idempotent one the count of
+// starts bounds how often it can take the agent down with it.
 func (b *Inbox) start(e *entry, now time.Time) {
 	e.running = true
 	e.Starts++
 	b.change(e, now, muster.Running, "")
-	b.put(e, !e.Idempotent)
+	b.put(e, true)
 	b.ready.Starts = append(b.ready.Starts, Start{Command: e.Command, Caller: e.Report.Caller, Attempt: e.Attempts + 1})
 }
 

@@ -25,7 +25,9 @@ type Seen struct {
 	Until time.Time        `json:"until"`
 }
 
-// A Withdrawal is a cancel that arrived before its command.
+// A Withdrawal is a cancel that arrived before its command, or during a run
+// that an interruption of the agent would repeat. One command can have several,
+// of different callers.
 type Withdrawal struct {
 	ID     muster.CommandID `json:"id"`
 	Caller string           `json:"caller"`
@@ -44,7 +46,7 @@ type Write struct {
 	Remember   *Seen
 	Forget     muster.CommandID // of a Seen
 	Withdraw   *Withdrawal
-	Unwithdraw muster.CommandID
+	Unwithdraw muster.CommandID // all withdrawals of a command
 }
 
 // State is the journal's content, as read when a node starts.

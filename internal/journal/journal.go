@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"go.etcd.io/bbolt"
+	bolterrors "go.etcd.io/bbolt/errors"
 
 	"github.com/musterfleet/muster"
 	"github.com/musterfleet/muster/internal/delivery"
@@ -30,7 +31,7 @@ import (
 var (
 	bucketRecords     = []byte("records")     // sequence, 8 bytes big endian -> delivery.Record
 	bucketSeen        = []byte("seen")        // command id -> delivery.Seen
-	bucketWithdrawals = []byte("withdrawals") // command id -> delivery.Withdrawal
+	bucketWithdrawals = []byte("withdrawals") // command id @ caller -> delivery.Withdrawal
 	bucketMeta        = []byte("meta")
 	keyLost           = []byte("lost")    // time at which an earlier journal was lost
 	keyVersion        = []byte("version") // of this format
@@ -59,20 +60,52 @@ func Open(path string, now time.Time) (*Journal, delivery.State, error) {
 	if muster.KindOf(err) != muster.Corrupt {
 		return j, state, err
 	}
-	aside := fmt.Sprintf("%s.unreadable-%s", path, now.UTC().Format("20060102T150405.000"))
-	if err := os.Rename(path, aside); err != nil {
-		return nil, state, muster.Errorf(muster.Corrupt, "journal: it is unreadable and cannot be set aside: %w", err)
-	}
 	cause := err
-	if j, _, err = load(path); err != nil {
-		return nil, state, err
+	aside, err := replace(path, now)
+	if err != nil {
+		return nil, delivery.State{}, err
 	}
-	if err := j.recordLoss(now); err != nil {
-		_ = j.db.Close() // the first error counts
-		return nil, state, err
+	if j, state, err = load(path); err != nil {
+		return nil, delivery.State{}, err
 	}
 	j.SetAside, j.Cause = aside, cause
-	return j, delivery.State{Lost: now}, nil
+	return j, state, nil
+}
+
+// replace sets an unreadable file aside and puts an empty journal in its place
+// that knows of the loss. That one is complete before it takes the name, so
+// that a crash in between cannot make the loss forgotten.
+func replace(path string, now time.Time) (aside string, err error) {
+	fresh := path + ".new"
+	if err := os.Remove(fresh); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return "", muster.Errorf(muster.Unavailable, "journal: remove a leftover: %w", err)
+	}
+	j, _, err := load(fresh)
+	if err != nil {
+		return "", err
+	}
+	if err := errors.Join(j.recordLoss(now), j.db.Close()); err != nil {
+		return "", muster.Errorf(muster.Unavailable, "journal: make a new one: %w", err)
+	}
+	base := fmt.Sprintf("%s.unreadable-%s", path, now.UTC().Format("20060102T150405.000"))
+	aside = base
+	for i := 2; ; i++ {
+		err = os.Link(path, aside)
+		if !errors.Is(err, os.ErrExist) {
+			break
+		}
+		aside = fmt.Sprintf("%s-%d", base, i)
+	}
+	if err != nil { // a file system without links
+		err = os.Rename(path, aside)
+	}
+	if err == nil {
+		err = os.Rename(fresh, path)
+	}
+	if err != nil {
+		return "", muster.Errorf(muster.Unavailable, "journal: it is unreadable and cannot be set aside: %w", err)
+	}
+	return aside, nil
 }
 
 // load opens and reads a file. An error of kind Corrupt means that its content
@@ -83,6 +116,11 @@ func load(path string) (j *Journal, state delivery.State, err error) {
 	// pages are missing.
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	var db *bbolt.DB
+	if existed {
+		if err := inspect(path); err != nil {
+			return nil, state, err
+		}
+	}
 	defer func() {
 		if r := recover(); r != nil {
 			err = muster.Errorf(muster.Corrupt, "journal: %s: %v", path, r)
@@ -91,16 +129,9 @@ func load(path string) (j *Journal, state delivery.State, err error) {
 			_ = db.Close() // the first error counts
 		}
 	}()
-	db, err = bbolt.Open(path, 0o600, &bbolt.Options{Timeout: 3 * time.Second, FreelistType: bbolt.FreelistMapType, NoFreelistSync: true})
-	switch {
-	case err == nil:
-	case errors.Is(err, bbolt.ErrTimeout):
-		return nil, state, muster.Errorf(muster.Conflict, "journal: %s is in use by another agent", path).
-			WithHint("stop it, or give this one another folder with --state")
-	case existed && isFormat(err):
-		return nil, state, muster.Errorf(muster.Corrupt, "journal: %s: %w", path, err)
-	default:
-		return nil, state, muster.Errorf(muster.Unavailable, "journal: open %s: %w", path, err)
+	db, err = bbolt.Open(path, 0o600, &bbolt.Options{Timeout: lockTimeout, FreelistType: bbolt.FreelistMapType, NoFreelistSync: true})
+	if err != nil {
+		return nil, state, openError(path, err, existed)
 	}
 	j = &Journal{db: db}
 	if err = j.prepare(); err != nil {
@@ -110,14 +141,50 @@ func load(path string) (j *Journal, state delivery.State, err error) {
 	return j, state, err
 }
 
+// lockTimeout is how long another agent may take to let go of the file.
+const lockTimeout = 3 * time.Second
+
+// inspect verifies a file under bbolt's lock, which a reader shares: what
+// another agent is writing must not be taken for damage.
+func inspect(path string) (err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			err = muster.Errorf(muster.Corrupt, "journal: %s: %v", path, r)
+		}
+	}()
+	if st, err := os.Stat(path); err == nil && st.Size() == 0 {
+		return muster.Errorf(muster.Corrupt, "journal: %s is empty", path)
+	}
+	db, err := bbolt.Open(path, 0o600, &bbolt.Options{Timeout: lockTimeout, ReadOnly: true})
+	if err != nil {
+		return openError(path, err, true)
+	}
+	defer func() { _ = db.Close() }() // nothing was written
+	if err := verify(path); err != nil {
+		return muster.Errorf(muster.Corrupt, "journal: %s: %w", path, err)
+	}
+	return nil
+}
+
+func openError(path string, err error, existed bool) error {
+	switch {
+	case errors.Is(err, bolterrors.ErrTimeout):
+		return muster.Errorf(muster.Conflict, "journal: %s is in use by another agent", path).
+			WithHint("stop it, or give this one another folder with --state")
+	case existed && isFormat(err):
+		return muster.Errorf(muster.Corrupt, "journal: %s: %w", path, err)
+	}
+	return muster.Errorf(muster.Unavailable, "journal: open %s: %w", path, err)
+}
+
 func exists(path string) bool {
-	st, err := os.Stat(path)
-	return err == nil && st.Size() > 0
+	_, err := os.Stat(path)
+	return err == nil
 }
 
 // isFormat tells damaged content from a failing system call.
 func isFormat(err error) bool {
-	if errors.Is(err, bbolt.ErrInvalid) || errors.Is(err, bbolt.ErrVersionMismatch) || errors.Is(err, bbolt.ErrChecksum) {
+	if errors.Is(err, bolterrors.ErrInvalid) || errors.Is(err, bolterrors.ErrVersionMismatch) || errors.Is(err, bolterrors.ErrChecksum) {
 		return true
 	}
 	var pathErr *os.PathError
@@ -125,8 +192,22 @@ func isFormat(err error) bool {
 	return !errors.As(err, &pathErr) && !errors.As(err, &sysErr)
 }
 
+// prepare makes what a new file lacks. It changes nothing else: a file that
+// turns out to be damaged is set aside as it was.
 func (j *Journal) prepare() error {
-	err := j.db.Update(func(tx *bbolt.Tx) error {
+	ready := false
+	err := j.db.View(func(tx *bbolt.Tx) error {
+		ready = true
+		for _, b := range [][]byte{bucketRecords, bucketSeen, bucketWithdrawals, bucketMeta} {
+			ready = ready && tx.Bucket(b) != nil
+		}
+		ready = ready && string(tx.Bucket(bucketMeta).Get(keyVersion)) == version
+		return nil
+	})
+	if err != nil || ready {
+		return err
+	}
+	err = j.db.Update(func(tx *bbolt.Tx) error {
 		for _, b := range [][]byte{bucketRecords, bucketSeen, bucketWithdrawals, bucketMeta} {
 			if _, err := tx.CreateBucketIfNotExists(b); err != nil {
 				return err
@@ -264,11 +345,25 @@ func apply(tx *bbolt.Tx, w delivery.Write) error {
 	case w.Forget != "":
 		return tx.Bucket(bucketSeen).Delete([]byte(w.Forget))
 	case w.Withdraw != nil:
-		return put(bucketWithdrawals, []byte(w.Withdraw.ID), w.Withdraw)
+		return put(bucketWithdrawals, []byte(string(w.Withdraw.ID)+"@"+w.Withdraw.Caller), w.Withdraw)
 	case w.Unwithdraw != "":
-		return tx.Bucket(bucketWithdrawals).Delete([]byte(w.Unwithdraw))
+		return deletePrefix(tx.Bucket(bucketWithdrawals), []byte(string(w.Unwithdraw)+"@"))
 	}
 	return errors.New("a write without content")
+}
+
+// deletePrefix deletes all keys that begin so. A cursor may skip a key after a
+// deletion, so it seeks anew.
+func deletePrefix(b *bbolt.Bucket, prefix []byte) error {
+	for {
+		k, _ := b.Cursor().Seek(prefix)
+		if !bytes.HasPrefix(k, prefix) { // a nil key ends the bucket
+			return nil
+		}
+		if err := b.Delete(k); err != nil {
+			return err
+		}
+	}
 }
 
 func sequence(n uint64) []byte { return binary.BigEndian.AppendUint64(nil, n) }

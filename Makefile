@@ -1,0 +1,68 @@
+# Verbs that do the same here and in CI. They need Go, and gcc for race.
+export PATH := $(PATH):/usr/local/go/bin
+GO       ?= go
+FUZZTIME ?= 10s
+SEED     ?= 1
+DURATION ?= 60s
+PACKAGES  = . ./client/... ./cmd/... ./internal/...
+UPDATE    = $$(grep -rl --include='*_test.go' 'flag.Bool("update"' . | xargs -n1 dirname | sort -u)
+
+.PHONY: build install-tools vet lint unit test race fuzz e2e examples chaos bench demo docs update clean
+.NOTPARALLEL:
+
+build: ## bin/muster
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w" -o bin/muster ./cmd/muster
+
+install-tools: ## installs a C compiler for the race detector where it is missing
+	@command -v $(GO) >/dev/null || { echo "Go is missing: install Go 1.26 or newer (https://go.dev/dl)"; exit 1; }
+	@command -v gcc >/dev/null || if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; \
+		then apt-get update -q && apt-get install -y -q --no-install-recommends gcc libc6-dev; \
+		else echo "gcc and the C library's headers are missing, which the race detector needs: install them (Debian: gcc libc6-dev)"; exit 1; fi
+
+vet:
+	$(GO) vet ./...
+
+lint: ## gofmt and staticcheck, whose version is in tools/go.mod
+	@unformatted=$$(gofmt -l .); [ -z "$$unformatted" ] || { echo "gofmt -w is needed for:"; echo "$$unformatted"; exit 1; }
+	$(GO) tool -modfile=tools/go.mod staticcheck ./...
+
+unit:
+	$(GO) test $(PACKAGES)
+
+race: install-tools
+	CGO_ENABLED=1 $(GO) test -race $(PACKAGES)
+
+e2e: ## the tests of the whole program
+	$(GO) test -count=1 ./test/...
+
+examples: ## the example plug-in answers, run by hand
+	@for p in examples/*/muster-method-*; do echo "$$p"; \
+		"$$p" schema >/dev/null && echo '{}' | "$$p" run >/dev/null || exit 1; done
+
+test: vet lint unit race e2e examples
+	@echo "vet, lint, unit, race, e2e and examples passed"
+
+fuzz: ## each target for FUZZTIME
+	@for file in $$(grep -rl --include='*_test.go' '^func Fuzz' .); do \
+		for target in $$(sed -n 's/^func \(Fuzz[A-Za-z0-9_]*\)(.*/\1/p' $$file); do \
+			echo "$$(dirname $$file) $$target"; \
+			$(GO) test ./$$(dirname $$file) -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 20x -parallel 1 || exit 1; \
+		done; done
+
+chaos: build ## faults chosen by SEED for DURATION
+	SEED=$(SEED) DURATION=$(DURATION) $(GO) test -count=1 -v -timeout 0 -run Chaos ./test/...
+
+bench:
+	$(GO) test -run '^$$' -bench . -benchmem ./...
+
+demo: build ## a session with nodes on this machine
+	./docs/demo.sh
+
+docs: ## nothing is generated so far
+	@echo "the pages in docs/ are written by hand"
+
+update: ## writes golden files and test vectors anew; read the diff
+	@for dir in $(UPDATE); do $(GO) test -count=1 $$dir -update || exit 1; done
+
+clean:
+	rm -rf bin dist

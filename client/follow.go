@@ -1,0 +1,341 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"io"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/musterfleet/muster"
+	"github.com/musterfleet/muster/internal/bus"
+)
+
+// Follow calls handle for each change of the send's commands and for their
+// output, beginning with what is known already, and returns nil when all of
+// them are final. Output comes before the final state that it belongs to.
+func (c *Client) Follow(ctx context.Context, id muster.CommandID, handle func(Update) error) error {
+	if _, err := c.Command(ctx, muster.Key{ID: id}); err != nil {
+		return err
+	}
+	f := &follower{handle: handle, streams: make(map[streamKey]*streamState), final: make(map[muster.Key]bool)}
+	for attempt := 0; ; attempt++ {
+		conn, _, err := c.connection(ctx)
+		if err == nil {
+			err = f.follow(ctx, conn, id)
+		}
+		switch {
+		case err == nil, errors.Is(err, errHandler):
+			return f.failed
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case muster.KindOf(err) != muster.Unavailable && muster.KindOf(err) != muster.Interrupted:
+			return err
+		}
+		if !pause(ctx, attempt) {
+			return ctx.Err()
+		}
+	}
+}
+
+type streamKey struct {
+	key    muster.Key
+	stream string
+}
+
+// streamState is how much of one stream has been handed on.
+type streamState struct {
+	attempt int
+	offset  int64
+	heard   time.Time
+}
+
+// A follower joins history and output, which come from two streams.
+type follower struct {
+	handle  func(Update) error
+	failed  error // of handle
+	ledger  *ledger
+	streams map[streamKey]*streamState
+	final   map[muster.Key]bool // told, and not told again
+	waiting []*Status           // final, but output is still to come
+	told    map[muster.Key]int  // length of the history that was told
+}
+
+var (
+	errHandler  = errors.New("handler ended it")
+	errFinished = errors.New("all commands are final")
+)
+
+// news is one message of either stream.
+type news struct {
+	m      bus.Stored
+	output bool
+}
+
+// follow works on one connection. Both streams are read from their beginning:
+// what was told before is recognised.
+func (f *follower) follow(ctx context.Context, conn *bus.Conn, id muster.CommandID) error {
+	f.ledger = newLedger(conn.Subjects())
+	f.waiting = nil
+	if f.told == nil {
+		f.told = make(map[muster.Key]int)
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	all := make(chan news)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel(nil)
+	read := func(q bus.Query, output bool) {
+		wg.Go(func() {
+			cancel(conn.Follow(ctx, q, func(m bus.Stored) error {
+				select {
+				case all <- news{m, output}:
+					return nil
+				case <-ctx.Done():
+					return ctx.Err()
+				}
+			}))
+		})
+	}
+	subjects := conn.Subjects()
+	any := muster.Key{ID: id, Node: ">"}
+	read(bus.Query{Stream: bus.StreamHistory, Filters: []string{subjects.Sent(id), subjects.Report(any)}}, false)
+	read(bus.Query{Stream: bus.StreamOutput, Filters: []string{subjects.Output(any, "*")}}, true)
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		var err error
+		select {
+		case n := <-all:
+			err = f.take(n)
+		case <-tick.C:
+			err = f.expire(time.Now())
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+		if errors.Is(err, errFinished) {
+			return nil
+		}
+		if err != nil {
+			f.failed = err
+			return errHandler
+		}
+	}
+}
+
+func (f *follower) take(n news) error {
+	if n.output {
+		if err := f.chunk(n.m); err != nil {
+			return err
+		}
+	} else {
+		for _, s := range f.ledger.add(n.m) {
+			if err := f.status(s); err != nil {
+				return err
+			}
+		}
+		if n.m.Pending > 0 {
+			return nil // more of the past is to come
+		}
+	}
+	return f.settle(time.Now())
+}
+
+// status tells a change, unless it is a final state whose output is not
+// complete.
+func (f *follower) status(s *Status) error {
+	if s.State.Final() {
+		if !f.final[s.Key] {
+			f.waiting = append(slices.DeleteFunc(f.waiting, func(o *Status) bool { return o == s }), s)
+		}
+		return nil
+	}
+	return f.tell(*s)
+}
+
+func (f *follower) tell(s Status) error {
+	if f.told[s.Key] >= len(s.History) {
+		return nil
+	}
+	f.told[s.Key] = len(s.History)
+	s.History = slices.Clone(s.History)
+	return f.handle(Update{Status: &s})
+}
+
+// settle tells the final states whose output is complete or no longer comes.
+func (f *follower) settle(now time.Time) error {
+	for _, s := range slices.Clone(f.waiting) {
+		complete, err := f.complete(s, now)
+		if err != nil {
+			return err
+		}
+		if !complete {
+			continue
+		}
+		f.waiting = slices.DeleteFunc(f.waiting, func(o *Status) bool { return o == s })
+		f.final[s.Key] = true
+		if err := f.tell(*s); err != nil {
+			return err
+		}
+	}
+	for key := range f.ledger.commands {
+		if !f.final[key] {
+			return nil
+		}
+	}
+	if len(f.ledger.commands) == 0 {
+		return nil
+	}
+	return errFinished
+}
+
+// expire lets time pass.
+func (f *follower) expire(now time.Time) error {
+	for _, s := range f.ledger.commands {
+		if e := infer(*s, now); e.Inferred && !f.final[s.Key] {
+			f.final[s.Key] = true
+			if err := f.tell(e); err != nil {
+				return err
+			}
+		}
+	}
+	return f.settle(now)
+}
+
+// complete hands on what a report carries inline, and reports whether all
+// output of the last attempt was handed on.
+func (f *follower) complete(s *Status, now time.Time) (bool, error) {
+	if s.Result == nil {
+		return true, nil
+	}
+	done := true
+	for stream, o := range map[string]muster.Output{bus.Stdout: s.Result.Stdout, bus.Stderr: s.Result.Stderr} {
+		st := f.stream(streamKey{s.Key, stream}, attempts(s))
+		if int64(len(o.Inline)) == o.Size {
+			if err := f.emit(s.Key, stream, st, st.offset, o.Inline[min(st.offset, o.Size):]); err != nil {
+				return false, err
+			}
+			continue
+		}
+		if st.offset < o.Size && now.Sub(st.heard) < DefaultOutputWait {
+			done = false
+		}
+	}
+	return done, nil
+}
+
+// attempts returns the number of the last run.
+func attempts(s *Status) int {
+	for _, t := range slices.Backward(s.History) {
+		if t.State == muster.Running {
+			return t.Attempt
+		}
+	}
+	return 0
+}
+
+// stream returns the state of a stream. A new attempt begins it anew.
+func (f *follower) stream(k streamKey, attempt int) *streamState {
+	st := f.streams[k]
+	if st == nil {
+		st = &streamState{attempt: attempt, heard: time.Now()}
+		f.streams[k] = st
+	}
+	if attempt > st.attempt {
+		st.attempt, st.offset = attempt, 0
+	}
+	return st
+}
+
+func (f *follower) chunk(m bus.Stored) error {
+	key, stream, ok := f.ledger.subjects.OutputKey(m.Subject)
+	offset, attempt, valid := chunkHeader(m)
+	if !ok || !valid || f.final[key] {
+		return nil
+	}
+	st := f.stream(streamKey{key, stream}, attempt)
+	if attempt != 0 && attempt < st.attempt {
+		return nil // of an attempt that is over
+	}
+	st.heard = time.Now()
+	if offset > st.offset || offset+int64(len(m.Data)) <= st.offset {
+		return nil // handed on before, or a gap: the oldest output was dropped by the broker
+	}
+	return f.emit(key, stream, st, st.offset, m.Data[st.offset-offset:])
+}
+
+func (f *follower) emit(key muster.Key, stream string, st *streamState, offset int64, data []byte) error {
+	if len(data) == 0 {
+		return nil
+	}
+	st.offset = offset + int64(len(data))
+	return f.handle(Update{Chunk: &Chunk{Key: key, Stream: stream, Offset: offset, Data: data}})
+}
+
+func chunkHeader(m bus.Stored) (offset int64, attempt int, ok bool) {
+	get := func(name string) string {
+		if v := m.Header[name]; len(v) > 0 {
+			return v[0]
+		}
+		return ""
+	}
+	offset, err := strconv.ParseInt(get("Muster-Offset"), 10, 64)
+	if err != nil || offset < 0 {
+		return 0, 0, false
+	}
+	attempt, err = strconv.Atoi(get("Muster-Attempt"))
+	return offset, attempt, err == nil || get("Muster-Attempt") == ""
+}
+
+// Output writes the whole of a stream of a command's last run to w. What the
+// node has not sent yet is waited for, up to DefaultOutputWait for each part.
+func (c *Client) Output(ctx context.Context, s Status, stream string, w io.Writer) error {
+	if s.Result == nil {
+		return nil
+	}
+	o := s.Result.Stdout
+	if stream == bus.Stderr {
+		o = s.Result.Stderr
+	}
+	if int64(len(o.Inline)) == o.Size {
+		_, err := w.Write(o.Inline)
+		return err
+	}
+	st := &streamState{attempt: attempts(&s)}
+	err := c.with(ctx, func(conn *bus.Conn) error { return copyOutput(ctx, conn, s.Key, stream, o.Size, st, w) })
+	if st.offset < o.Size && (err == nil || ctx.Err() == nil) {
+		return muster.Errorf(muster.Unavailable, "%d of %d bytes of %s are here", st.offset, o.Size, stream).
+			WithHint("the node sends the rest when it is connected; the broker keeps output for a limited time")
+	}
+	return err
+}
+
+func copyOutput(ctx context.Context, conn *bus.Conn, key muster.Key, stream string, size int64, st *streamState, w io.Writer) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	idle := time.AfterFunc(DefaultOutputWait, cancel)
+	defer idle.Stop()
+	q := bus.Query{Stream: bus.StreamOutput, Filters: []string{conn.Subjects().Output(key, stream)}}
+	err := conn.Follow(ctx, q, func(m bus.Stored) error {
+		idle.Reset(DefaultOutputWait)
+		offset, attempt, ok := chunkHeader(m)
+		if ok && (attempt == 0 || attempt == st.attempt) && offset <= st.offset && offset+int64(len(m.Data)) > st.offset {
+			n, err := w.Write(m.Data[st.offset-offset:])
+			st.offset += int64(n)
+			if err != nil {
+				return err
+			}
+		}
+		if st.offset >= size {
+			return errFinished
+		}
+		return nil
+	})
+	if errors.Is(err, errFinished) {
+		return nil
+	}
+	return err
+}

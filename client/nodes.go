@@ -1,0 +1,247 @@
+package client
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/musterfleet/muster"
+	"github.com/musterfleet/muster/internal/bus"
+	"github.com/musterfleet/muster/internal/filter"
+)
+
+// hello and beat are what agents say of themselves; see docs/wire.md.
+type hello struct {
+	Node     muster.NodeName   `json:"node"`
+	Version  string            `json:"version"`
+	Instance string            `json:"instance"`
+	Started  time.Time         `json:"started"`
+	Facts    map[string]any    `json:"facts"`
+	Methods  []json.RawMessage `json:"methods"`
+	Problems []string          `json:"problems"`
+}
+
+type beat struct {
+	Node     muster.NodeName `json:"node"`
+	Instance string          `json:"instance"`
+	Time     time.Time       `json:"time"`
+	Queue    int             `json:"queue"`
+	Running  int             `json:"running"`
+	Leaving  bool            `json:"leaving"`
+}
+
+// membership is what operators say of a node, in the fleet's bucket.
+type membership struct {
+	Labels  map[string]string `json:"labels,omitempty"`
+	Invited time.Time         `json:"invited,omitzero"`
+}
+
+// keyNode is the bucket's key of a node's membership.
+func keyNode(n muster.NodeName) string { return "node." + string(n) }
+
+// Bounds of the wait for answers to a ping.
+const (
+	pingWait = time.Second
+	// aliveFor is how recent a sign of life must be for an answer to be
+	// expected: some heartbeats.
+	aliveFor = 45 * time.Second
+)
+
+// Nodes lists the fleet, sorted by name, and asks who is there now.
+func (c *Client) Nodes(ctx context.Context) ([]Node, error) {
+	var all []Node
+	err := c.with(ctx, func(conn *bus.Conn) error {
+		nodes, err := inventory(ctx, conn)
+		if err != nil {
+			return err
+		}
+		if err := ping(ctx, conn, nodes); err != nil {
+			return err
+		}
+		all = all[:0]
+		for _, n := range nodes {
+			all = append(all, *n)
+		}
+		slices.SortFunc(all, func(a, b Node) int { return cmp.Compare(a.Name, b.Name) })
+		return nil
+	})
+	return all, err
+}
+
+// inventory joins what nodes and operators have stored.
+func inventory(ctx context.Context, conn *bus.Conn) (map[muster.NodeName]*Node, error) {
+	nodes := make(map[muster.NodeName]*Node)
+	get := func(name muster.NodeName) *Node {
+		if nodes[name] == nil {
+			nodes[name] = &Node{Name: name}
+		}
+		return nodes[name]
+	}
+	s := conn.Subjects()
+	err := lastValues(ctx, conn, bus.StreamNodes, s.Node(">"), func(m bus.Stored, h hello) {
+		name, ok := s.NodeOf(m.Subject, "node")
+		if !ok || name.Validate() != nil {
+			return
+		}
+		n := get(name)
+		n.LastSeen, n.Version, n.Instance, n.Started = m.Time, h.Version, h.Instance, h.Started
+		n.Facts, n.Methods, n.Problems = h.Facts, h.Methods, h.Problems
+	})
+	if err != nil {
+		return nil, err
+	}
+	prefix := "$KV." + bus.BucketFleet + "." + keyNode("")
+	err = lastValues(ctx, conn, "KV_"+bus.BucketFleet, prefix+">", func(m bus.Stored, rec membership) {
+		if name := muster.NodeName(strings.TrimPrefix(m.Subject, prefix)); name.Validate() == nil {
+			n := get(name)
+			n.Labels, n.Invited = rec.Labels, rec.Invited
+		}
+	})
+	if err != nil {
+		return nil, err
+	}
+	err = lastValues(ctx, conn, bus.StreamAlive, s.Alive(">"), func(m bus.Stored, b beat) {
+		name, ok := s.NodeOf(m.Subject, "alive")
+		if n := nodes[name]; ok && n != nil {
+			n.LastSeen = m.Time
+			n.Queue, n.Running = b.Queue, b.Running
+			n.Online = !b.Leaving && time.Since(m.Time) < aliveFor
+		}
+	})
+	return nodes, err
+}
+
+// ping asks who is there now. It waits for those of whom there was a recent
+// sign of life, and not for the others.
+func ping(ctx context.Context, conn *bus.Conn, nodes map[muster.NodeName]*Node) error {
+	expected := 0
+	for _, n := range nodes {
+		if n.Online {
+			expected++
+		}
+		n.Online = false
+	}
+	if len(nodes) == 0 {
+		return nil
+	}
+	wait := pingWait
+	if expected == 0 {
+		wait /= 4 // somebody may have come this moment
+	}
+	ctx, cancel := context.WithTimeout(ctx, wait)
+	defer cancel()
+	asked := time.Now()
+	return conn.AskAll(ctx, conn.Subjects().Ping(), nil, func(data []byte) bool {
+		var b beat
+		if json.Unmarshal(data, &b) != nil {
+			return true
+		}
+		if n := nodes[b.Node]; n != nil && !n.Online {
+			now := time.Now()
+			n.Online, n.LastSeen, n.Queue, n.Running, n.Instance = true, now, b.Queue, b.Running, b.Instance
+			n.RTT = now.Sub(asked)
+			n.ClockOff = b.Time.Sub(asked.Add(n.RTT / 2))
+			expected--
+		}
+		return expected != 0
+	})
+}
+
+// Select returns the nodes that an expression matches, sorted by name. No match
+// is an error of kind NothingFound. While the broker is away, an expression
+// that only names nodes still selects them, for a send by the outbox.
+func (c *Client) Select(ctx context.Context, expr string) ([]Node, error) {
+	f, err := filter.Parse(expr)
+	if err != nil {
+		return nil, err
+	}
+	all, err := c.Nodes(ctx)
+	if names, ok := f.Names(); ok && c.outbox != nil && muster.KindOf(err) == muster.Unavailable {
+		err = nil
+		for _, n := range names {
+			all = append(all, Node{Name: n})
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	chosen := slices.DeleteFunc(all, func(n Node) bool {
+		return !f.Match(filter.Subject{Name: n.Name, Labels: n.Labels, Facts: n.Facts})
+	})
+	if len(chosen) == 0 {
+		return nil, muster.Errorf(muster.NothingFound, "no node matches %s", f).
+			WithHint("'muster node ls' lists the nodes with their labels")
+	}
+	return chosen, nil
+}
+
+// SetLabels changes labels of a node.
+func (c *Client) SetLabels(ctx context.Context, node muster.NodeName, set map[string]string, remove []string) error {
+	return c.with(ctx, func(conn *bus.Conn) error {
+		kv, err := conn.Fleet(ctx)
+		if err != nil {
+			return err
+		}
+		entry, err := kv.Get(ctx, keyNode(node))
+		if err != nil {
+			return muster.Errorf(muster.NotFound, "node %s is not in the fleet: %w", node, err).WithHint("'muster node ls' lists the nodes")
+		}
+		var m membership
+		if err := json.Unmarshal(entry.Value(), &m); err != nil {
+			return muster.Errorf(muster.Corrupt, "what is stored of node %s cannot be read: %w", node, err)
+		}
+		if m.Labels == nil {
+			m.Labels = make(map[string]string)
+		}
+		for k, v := range set {
+			m.Labels[k] = v
+		}
+		for _, k := range remove {
+			delete(m.Labels, k)
+		}
+		data, err := json.Marshal(m)
+		if err != nil {
+			return err
+		}
+		if _, err := kv.Update(ctx, keyNode(node), data, entry.Revision()); err != nil {
+			return muster.Errorf(muster.Conflict, "store labels of %s: %w", node, err).WithHint("somebody else may have changed them; try again")
+		}
+		return nil
+	})
+}
+
+// RemoveNode takes a node out of the fleet: its credentials are revoked, its
+// queue is emptied, and it is forgotten. Its history stays.
+func (c *Client) RemoveNode(ctx context.Context, node muster.NodeName) error {
+	return c.with(ctx, func(conn *bus.Conn) error {
+		kv, err := conn.Fleet(ctx)
+		if err != nil {
+			return err
+		}
+		if _, err := kv.Put(ctx, "remove."+string(node), []byte("{}")); err != nil {
+			return muster.Errorf(muster.Unavailable, "ask for the removal of %s: %w", node, err)
+		}
+		s := conn.Subjects()
+		for stream, subject := range map[string]string{
+			bus.StreamNodes: s.Node(node), bus.StreamAlive: s.Alive(node),
+			bus.StreamControl: s.Control(node), s.CommandStream(node): s.Commands(node),
+		} {
+			if err := conn.Purge(ctx, stream, subject); err != nil {
+				return err
+			}
+		}
+		if err := kv.Purge(ctx, keyNode(node)); err != nil {
+			return muster.Errorf(muster.Unavailable, "forget node %s: %w", node, err)
+		}
+		return nil
+	})
+}
+
+// QueueLength returns the number of commands that the broker keeps for a node.
+func (c *Client) QueueLength(ctx context.Context, node muster.NodeName) (n int, err error) {
+	err = c.with(ctx, func(conn *bus.Conn) error { n, err = conn.Queue(ctx, node); return err })
+	return n, err
+}

@@ -1,0 +1,207 @@
+package client
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/musterfleet/muster"
+	"github.com/musterfleet/muster/internal/bus"
+)
+
+// Events calls handle for what happened on nodes since a time; with follow,
+// also for what happens until ctx ends.
+func (c *Client) Events(ctx context.Context, since time.Time, follow bool, handle func(Event) error) error {
+	return c.with(ctx, func(conn *bus.Conn) error {
+		q := bus.Query{Stream: bus.StreamHistory, Since: since, Filters: []string{conn.Subjects().Event("*", ">")}}
+		read := conn.Read
+		if follow {
+			read = conn.Follow
+		}
+		return read(ctx, q, func(m bus.Stored) error {
+			kind, node, ok := conn.Subjects().EventOf(m.Subject)
+			var e Event
+			if !ok || json.Unmarshal(m.Data, &e) != nil {
+				return nil
+			}
+			e.Node, e.Type = node, kind // what the broker has checked, not what the node wrote
+			return handle(e)
+		})
+	})
+}
+
+// DeadLetters lists the messages that nodes could not take for commands, of
+// one node or, when node is empty, of all.
+func (c *Client) DeadLetters(ctx context.Context, node muster.NodeName) ([]DeadLetter, error) {
+	var all []DeadLetter
+	err := c.with(ctx, func(conn *bus.Conn) error {
+		all = nil
+		if node == "" {
+			node = ">"
+		}
+		q := bus.Query{Stream: bus.StreamDead, Filters: []string{conn.Subjects().Dead(node)}}
+		return conn.Read(ctx, q, func(m bus.Stored) error {
+			all = append(all, deadLetter(conn.Subjects(), m))
+			return nil
+		})
+	})
+	return all, err
+}
+
+func deadLetter(s bus.Subjects, m bus.Stored) DeadLetter {
+	node, _ := s.NodeOf(m.Subject, "dead")
+	d := DeadLetter{Seq: m.Seq, Node: node, Time: m.Time, Size: len(m.Data), Data: m.Data}
+	if r := m.Header["Muster-Reason"]; len(r) > 0 {
+		d.Reason = r[0]
+	}
+	return d
+}
+
+// Requeue puts a dead letter back into its node's queue and removes it from
+// the dead letters.
+func (c *Client) Requeue(ctx context.Context, seq uint64) error {
+	return c.withDeadLetter(ctx, seq, func(conn *bus.Conn, d DeadLetter, m bus.Stored) error {
+		var subject string
+		if v := m.Header["Muster-Subject"]; len(v) > 0 {
+			subject = v[0]
+		}
+		// The header was written by the node: it must name the node's own queue.
+		own := strings.TrimSuffix(conn.Subjects().Commands(d.Node), "*.*")
+		if !strings.HasPrefix(subject, own) {
+			return muster.Errorf(muster.Invalid, "dead letter %d does not say which queue of %s it came from", seq, d.Node)
+		}
+		return conn.Put(ctx, bus.Outgoing{Subject: subject, Data: m.Data, ID: fmt.Sprintf("requeue/%d", seq)})
+	})
+}
+
+// DropDeadLetter removes a dead letter.
+func (c *Client) DropDeadLetter(ctx context.Context, seq uint64) error {
+	return c.withDeadLetter(ctx, seq, func(*bus.Conn, DeadLetter, bus.Stored) error { return nil })
+}
+
+// withDeadLetter finds a dead letter, calls f, and removes it if f succeeds.
+func (c *Client) withDeadLetter(ctx context.Context, seq uint64, f func(*bus.Conn, DeadLetter, bus.Stored) error) error {
+	return c.with(ctx, func(conn *bus.Conn) error {
+		var found *bus.Stored
+		q := bus.Query{Stream: bus.StreamDead, From: seq}
+		err := conn.Read(ctx, q, func(m bus.Stored) error {
+			if m.Seq == seq {
+				found = &m
+			}
+			return errFinished
+		})
+		if err != nil && err != errFinished {
+			return err
+		}
+		if found == nil {
+			return muster.Errorf(muster.NotFound, "there is no dead letter %d", seq).WithHint("'muster deadletter ls' lists them")
+		}
+		if err := f(conn, deadLetter(conn.Subjects(), *found), *found); err != nil {
+			return err
+		}
+		return conn.Delete(ctx, bus.StreamDead, seq)
+	})
+}
+
+// A Check is one finding of Client.Check.
+type Check struct {
+	Name    string `json:"name"`
+	Level   string `json:"level"` // "ok", "warn" or "fail"
+	Message string `json:"message"`
+	Hint    string `json:"hint,omitempty"` // what to do
+}
+
+// Health is the outcome of Client.Check.
+type Health struct {
+	Checks []Check `json:"checks"`
+}
+
+func (h *Health) add(name, level, hint, format string, args ...any) {
+	h.Checks = append(h.Checks, Check{name, level, fmt.Sprintf(format, args...), hint})
+}
+
+// Check looks at everything that sending depends on.
+func (c *Client) Check(ctx context.Context) Health {
+	var h Health
+	c.checkIdentity(&h)
+	conn, _, err := c.connection(ctx)
+	if err != nil {
+		e := muster.AsError(muster.Unavailable, err)
+		h.add("broker", "fail", e.Hint, "%s", e.Message)
+		return h
+	}
+	if rtt, err := conn.RTT(); err != nil {
+		h.add("broker", "fail", "try again", "%v", err)
+	} else {
+		name, version := conn.Server()
+		h.add("broker", "ok", "", "%s (nats-server %s) answers in %s", name, version, rtt.Round(10*time.Microsecond))
+	}
+	s := conn.Settings()
+	h.add("layout", "ok", "", "version %d, %d shards, %d replicas, fleet %s", s.Version, s.Shards, s.Replicas, s.Fleet)
+	c.checkStreams(ctx, conn, &h)
+	c.checkNodes(ctx, &h)
+	return h
+}
+
+func (c *Client) checkIdentity(h *Health) {
+	left := time.Until(c.until)
+	switch {
+	case c.signer == nil:
+		h.add("identity", "fail", "give the context an identity file", "there is no identity to sign commands with")
+	case left < 0:
+		h.add("identity", "fail", "have it renewed by whoever runs the fleet", "the identity of %s expired on %s", c.caller, c.until.Format(time.DateTime))
+	case left < 14*24*time.Hour:
+		h.add("identity", "warn", "have it renewed; deadlines cannot be later", "the identity of %s expires on %s", c.caller, c.until.Format(time.DateTime))
+	default:
+		h.add("identity", "ok", "", "%s, until %s", c.caller, c.until.Format(time.DateOnly))
+	}
+	switch n, err := c.OutboxLen(); {
+	case err != nil:
+		h.add("outbox", "fail", "see the folder's permissions and disk", "%v", err)
+	case n > 0:
+		h.add("outbox", "warn", "'muster outbox flush' sends them when the broker is there", "%d sends wait for the broker", n)
+	}
+}
+
+func (c *Client) checkStreams(ctx context.Context, conn *bus.Conn, h *Health) {
+	states, err := conn.StreamStates(ctx)
+	if err != nil {
+		h.add("streams", "warn", "the credentials may not allow it", "%v", err)
+		return
+	}
+	var messages, bytes uint64
+	for _, s := range states {
+		messages, bytes = messages+s.Messages, bytes+s.Bytes
+		if s.Name == bus.StreamDead && s.Messages > 0 {
+			h.add("dead letters", "warn", "'muster deadletter ls' shows them", "%d messages could not be read by their nodes", s.Messages)
+		}
+	}
+	h.add("streams", "ok", "", "%d messages, %.1f MiB in %d streams", messages, float64(bytes)/(1<<20), len(states))
+}
+
+// clockLimit is how far clocks may differ before nodes refuse commands: they
+// take nothing from more than five minutes in the future.
+const clockLimit = time.Minute
+
+func (c *Client) checkNodes(ctx context.Context, h *Health) {
+	nodes, err := c.Nodes(ctx)
+	if err != nil {
+		h.add("nodes", "fail", "", "%v", err)
+		return
+	}
+	online := 0
+	for _, n := range nodes {
+		if n.Online {
+			online++
+		}
+		if n.Online && n.ClockOff.Abs() > clockLimit+n.RTT {
+			h.add("clock", "warn", "set the clock there; deadlines and signatures depend on it", "the clock of %s differs by %s", n.Name, n.ClockOff.Round(time.Second))
+		}
+		for _, p := range n.Problems {
+			h.add("node "+string(n.Name), "warn", "see the log of its agent", "%s", p)
+		}
+	}
+	h.add("nodes", "ok", "", "%d of %d answer", online, len(nodes))
+}

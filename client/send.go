@@ -1,0 +1,326 @@
+package client
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/oklog/ulid/v2"
+
+	"github.com/musterfleet/muster"
+	"github.com/musterfleet/muster/internal/bus"
+)
+
+// A batch is one send, signed and ready: what the outbox keeps.
+type batch struct {
+	Sent     sent      `json:"sent"`
+	Commands []command `json:"commands"`
+}
+
+// A sent record tells the operator's side what was sent to whom. A second one
+// of the same id lists what the broker refused.
+type sent struct {
+	ID       muster.CommandID  `json:"id"`
+	Caller   string            `json:"caller"` // for display; nodes know better
+	Method   muster.Method     `json:"method"`
+	Input    json.RawMessage   `json:"input,omitempty"`
+	Nodes    []muster.NodeName `json:"nodes,omitempty"`
+	Refused  []Refusal         `json:"refused,omitempty"`
+	IssuedAt time.Time         `json:"issued_at"`
+	Deadline time.Time         `json:"deadline"`
+}
+
+type command struct {
+	Node  muster.NodeName `json:"node"`
+	Kind  muster.Kind     `json:"kind"`
+	Frame []byte          `json:"frame"`
+}
+
+// deadlineMargin is how long the broker keeps a command after its deadline, so
+// that a node that is there can say itself that it expired.
+const deadlineMargin = time.Minute
+
+// NewID returns a new command id. Ids sort by time.
+func NewID() muster.CommandID { return muster.CommandID(ulid.Make().String()) }
+
+// Send signs a command for each node and returns when all are on disk: stored
+// and synced by the broker or, when that is away and there is an outbox, kept
+// there. Single commands may have been refused; the receipt names them.
+func (c *Client) Send(ctx context.Context, r Request) (Receipt, error) {
+	b, err := c.sign(r)
+	if err != nil {
+		return Receipt{}, err
+	}
+	receipt := Receipt{ID: b.Sent.ID, Nodes: b.Sent.Nodes, Deadline: b.Sent.Deadline}
+	if c.outbox == nil {
+		refused, err := c.publish(ctx, b)
+		return receipt.less(refused), err
+	}
+	entry, err := c.outbox.add(b)
+	if err != nil {
+		return Receipt{}, err
+	}
+	refused, err := c.flushThrough(ctx, entry)
+	if kind := muster.KindOf(err); kind == muster.Unavailable || kind == muster.Interrupted || ctx.Err() != nil {
+		c.log.Debug("broker is away; the outbox keeps the send", "err", err)
+		receipt.Outbox = true
+		return receipt, nil
+	}
+	return receipt.less(refused), err
+}
+
+// less takes what was refused out of the list of accepted nodes.
+func (r Receipt) less(refused []Refusal) Receipt {
+	r.Refused = refused
+	r.Nodes = slices.DeleteFunc(slices.Clone(r.Nodes), func(n muster.NodeName) bool {
+		return slices.ContainsFunc(refused, func(f Refusal) bool { return f.Node == n })
+	})
+	return r
+}
+
+func (c *Client) sign(r Request) (batch, error) {
+	if c.signer == nil {
+		return batch{}, muster.Errorf(muster.Denied, "there is no identity to sign commands with").
+			WithHint("give the context an identity file, or make one with 'muster init'")
+	}
+	if len(r.Nodes) == 0 {
+		return batch{}, muster.Errorf(muster.NothingFound, "no node is chosen")
+	}
+	now := time.Now().UTC().Truncate(time.Millisecond)
+	s := sent{
+		ID: cmp.Or(r.ID, NewID()), Caller: c.caller, Method: r.Method, Input: r.Input,
+		IssuedAt: now, Deadline: r.Deadline.UTC(),
+	}
+	if r.Deadline.IsZero() {
+		s.Deadline = now.Add(DefaultLifetime)
+	}
+	if s.Deadline.After(c.until) {
+		return batch{}, muster.Errorf(muster.Invalid, "your identity expires on %s, before the deadline %s: nodes would refuse the command",
+			c.until.Format(time.DateTime), s.Deadline.Format(time.DateTime)).WithHint("choose an earlier --deadline, or have the identity renewed")
+	}
+	s.Nodes = slices.Clone(r.Nodes)
+	slices.Sort(s.Nodes)
+	s.Nodes = slices.Compact(s.Nodes)
+	b := batch{Sent: s}
+	for _, n := range s.Nodes {
+		frame, err := c.frame(c.envelope(r, s, n))
+		if err != nil {
+			return batch{}, err
+		}
+		b.Commands = append(b.Commands, command{n, muster.KindCommand, frame})
+	}
+	return b, nil
+}
+
+func (c *Client) envelope(r Request, s sent, n muster.NodeName) muster.Command {
+	e := muster.Command{
+		Version: muster.EnvelopeVersion, Fleet: c.signer.Fleet(), ID: s.ID, Node: n, Kind: muster.KindCommand,
+		Method: r.Method, Input: r.Input, IssuedAt: s.IssuedAt, Deadline: s.Deadline,
+		TimeoutMS: r.Timeout.Milliseconds(), Retries: r.Retries, NoSeq: r.NoSeq, Idempotent: r.Idempotent,
+	}
+	if len(e.Input) == 0 {
+		e.Input = json.RawMessage("{}")
+	}
+	if r.Timeout < 0 {
+		e.TimeoutMS = -1
+	}
+	return e
+}
+
+func (c *Client) frame(e muster.Command) ([]byte, error) {
+	if err := e.Validate(); err != nil {
+		return nil, err
+	}
+	f, err := c.signer.Sign(e)
+	if err != nil {
+		return nil, err
+	}
+	return f.Encode()
+}
+
+// publish stores a batch with the broker, continuing after each loss of the
+// connection with the first message that was not stored.
+func (c *Client) publish(ctx context.Context, b batch) ([]Refusal, error) {
+	results := make([]error, 1+len(b.Commands))
+	for i := range results {
+		results[i] = errNotSent
+	}
+	for attempt := 0; ; attempt++ {
+		conn, p, err := c.connection(ctx)
+		if err == nil {
+			if !time.Now().Before(b.Sent.Deadline) {
+				return nil, nil // its history says so: expired
+			}
+			if err = publishOnce(ctx, conn.Subjects(), p, b, results); err == nil {
+				break
+			}
+		}
+		if c.outbox != nil && attempt > 0 || muster.KindOf(err) != muster.Unavailable || !pause(ctx, attempt) {
+			return nil, err
+		}
+	}
+	var refused []Refusal
+	for i, err := range results[1:] {
+		if err != nil {
+			refused = append(refused, Refusal{b.Commands[i].Node, muster.AsError(muster.Unavailable, err)})
+		}
+	}
+	if results[0] != nil {
+		return refused, results[0]
+	}
+	return refused, c.recordRefusals(ctx, b.Sent, refused)
+}
+
+var errNotSent = muster.Errorf(muster.Unavailable, "not sent")
+
+// publishOnce gives everything that is not decided to the pipeline and waits.
+// It returns an error of kind Unavailable when the connection was lost.
+func publishOnce(ctx context.Context, subjects bus.Subjects, p *bus.Pipeline, b batch, results []error) error {
+	type decided struct {
+		i   int
+		err error
+	}
+	done := make(chan decided, len(results))
+	n := 0
+	for i := range results {
+		if muster.KindOf(results[i]) != muster.Unavailable {
+			continue
+		}
+		m, err := outgoing(subjects, b, i)
+		if err != nil {
+			return err
+		}
+		n++
+		p.Publish(m, func(err error) { done <- decided{i, err} })
+	}
+	var lost error
+	for range n {
+		select {
+		case d := <-done:
+			results[d.i] = d.err
+			if muster.KindOf(d.err) == muster.Unavailable {
+				lost = d.err
+			}
+		case <-ctx.Done():
+			return muster.Errorf(muster.Interrupted, "send: %w", ctx.Err())
+		}
+	}
+	return lost
+}
+
+// outgoing is message i of a batch: the sent record first, so that nothing is
+// under way that the operator's side does not know of.
+func outgoing(subjects bus.Subjects, b batch, i int) (bus.Outgoing, error) {
+	if i == 0 {
+		data, err := json.Marshal(b.Sent)
+		return bus.Outgoing{Subject: subjects.Sent(b.Sent.ID), ID: string(b.Sent.ID) + "/sent/" + issue(b.Sent), Data: data}, err
+	}
+	cmd := b.Commands[i-1]
+	return bus.Outgoing{
+		Subject: subjects.Command(cmd.Node, cmd.Kind, b.Sent.Method), Data: cmd.Frame,
+		ID:  muster.Key{ID: b.Sent.ID, Node: cmd.Node}.String(),
+		TTL: max(time.Until(b.Sent.Deadline)+deadlineMargin, time.Second),
+	}, nil
+}
+
+// issue tells sends of one id apart, of which the later may add nodes.
+func issue(s sent) string { return fmt.Sprintf("%d", s.IssuedAt.UnixMilli()) }
+
+func (c *Client) recordRefusals(ctx context.Context, s sent, refused []Refusal) error {
+	if len(refused) == 0 {
+		return nil
+	}
+	s.Nodes, s.Input, s.Refused = nil, nil, refused
+	data, err := json.Marshal(s)
+	if err != nil {
+		return err
+	}
+	return c.with(ctx, func(conn *bus.Conn) error {
+		return conn.Put(ctx, bus.Outgoing{Subject: conn.Subjects().Sent(s.ID), ID: string(s.ID) + "/refused/" + issue(s), Data: data})
+	})
+}
+
+// Withdrawals in force for one node.
+const maxWithdrawals = 200
+
+// methodCancel is the method of a withdrawal's envelope.
+const methodCancel muster.Method = "command.cancel"
+
+// Cancel withdraws a send from the given nodes, or from all of its nodes when
+// none are given. It returns when the withdrawal is stored: a node that is
+// away learns of it before it learns of the command.
+func (c *Client) Cancel(ctx context.Context, id muster.CommandID, nodes []muster.NodeName, reason string) error {
+	statuses, err := c.Command(ctx, muster.Key{ID: id})
+	if err != nil {
+		return err
+	}
+	for _, s := range statuses {
+		if s.State.Final() || len(nodes) > 0 && !slices.Contains(nodes, s.Node) {
+			continue
+		}
+		if err := c.withdraw(ctx, s, reason); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c *Client) withdraw(ctx context.Context, s Status, reason string) error {
+	input, err := json.Marshal(map[string]any{"id": s.ID, "until": s.Deadline, "reason": reason})
+	if err != nil {
+		return err
+	}
+	until := time.Now().Add(time.Minute)
+	if s.Deadline.After(until) {
+		until = s.Deadline
+	}
+	b, err := c.sign(Request{Method: methodCancel, Input: input, Nodes: []muster.NodeName{s.Node}, Deadline: until})
+	if err != nil {
+		return err
+	}
+	return c.with(ctx, func(conn *bus.Conn) error { return c.addWithdrawal(ctx, conn, s.Node, b.Commands[0].Frame) })
+}
+
+// addWithdrawal replaces the node's list by one with another frame, unless
+// somebody else was faster; then it tries again.
+func (c *Client) addWithdrawal(ctx context.Context, conn *bus.Conn, node muster.NodeName, frame []byte) error {
+	subject := conn.Subjects().Control(node)
+	for {
+		last, err := conn.Last(ctx, bus.StreamControl, subject)
+		if err != nil && muster.KindOf(err) != muster.NotFound {
+			return err
+		}
+		frames := append(inForce(last.Data, time.Now()), json.RawMessage(frame))
+		if len(frames) > maxWithdrawals {
+			return muster.Errorf(muster.Full, "%d cancels are waiting for node %s; no more are taken", maxWithdrawals, node).
+				WithHint("wait for the node, or for deadlines to pass")
+		}
+		data, err := json.Marshal(frames)
+		if err != nil {
+			return err
+		}
+		err = conn.PutAfter(ctx, bus.Outgoing{Subject: subject, Data: data}, last.Seq)
+		if muster.KindOf(err) != muster.Conflict {
+			return err
+		}
+	}
+}
+
+// inForce returns the withdrawals of a list whose deadline has not passed. It
+// only reads them; nodes verify them.
+func inForce(data []byte, now time.Time) []json.RawMessage {
+	var frames []json.RawMessage
+	if json.Unmarshal(data, &frames) != nil {
+		return nil
+	}
+	return slices.DeleteFunc(frames, func(f json.RawMessage) bool {
+		var frame struct {
+			Envelope []byte `json:"envelope"`
+		}
+		var cmd muster.Command
+		return json.Unmarshal(f, &frame) != nil || json.Unmarshal(frame.Envelope, &cmd) != nil || now.After(cmd.Deadline)
+	})
+}

@@ -1,0 +1,128 @@
+package muster_test
+
+import (
+	"go/parser"
+	"go/token"
+	"io/fs"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+const module = "github.com/musterfleet/muster"
+
+// floors are the packages from the ground up. One imports only what is on
+// lower floors; packages on one floor do not know each other.
+var floors = [][]string{
+	{""},
+	{"internal/delivery", "internal/aaa", "internal/filter", "internal/method", "internal/pki", "internal/order", "internal/scheduler", "internal/rpc"},
+	{"internal/bus", "internal/broker", "internal/journal", "internal/methods", "internal/facts", "internal/config", "internal/lan", "internal/systemd", "internal/podman", "internal/caddy", "internal/cgi"},
+	{"internal/playbook", "internal/deploy", "internal/discovery", "internal/datastore", "internal/federation"},
+	{"client", "internal/agent", "internal/enrol"},
+	{"internal/fleet", "internal/web"},
+	{"internal/app"},
+	{"internal/cli"},
+	{"cmd"},
+}
+
+// foreign are the packages that may import what begins so. Each is one
+// foreign thing's only door.
+var foreign = map[string][]string{
+	"github.com/nats-io/nats.go": {
+		"internal/bus",
+		"client", "internal/enrol", // for the type jetstream.KeyValue that bus returns
+	},
+	"github.com/nats-io/nats-server": {"internal/broker"},
+	"go.etcd.io/bbolt":               {"internal/journal"},
+}
+
+// impure are packages that the floors 0 and 1 do not import, with the
+// exceptions that are allowed now.
+var impure = map[string][]string{
+	"os": {}, "net": {}, "os/exec": {}, "os/signal": {}, "io/ioutil": {}, "syscall": {}, "net/http": {}, "log": {},
+}
+
+// group returns the entry of floors that a folder belongs to, as its
+// sub-packages do, and its floor.
+func group(folder string) (string, int, bool) {
+	for floor, all := range floors {
+		for _, p := range all {
+			if folder == p || p != "" && strings.HasPrefix(folder, p+"/") {
+				return p, floor, true
+			}
+		}
+	}
+	return "", 0, false
+}
+
+// imports calls f for each import of each Go file of the module.
+func imports(t *testing.T, f func(folder, file, path string)) {
+	t.Helper()
+	err := filepath.WalkDir(".", func(path string, d fs.DirEntry, err error) error {
+		name := d.Name()
+		switch {
+		case err != nil:
+			return err
+		case d.IsDir() && path != "." && (name[0] == '.' || name[0] == '_' || name == "testdata"):
+			return fs.SkipDir
+		case d.IsDir() || !strings.HasSuffix(name, ".go"):
+			return nil
+		}
+		parsed, err := parser.ParseFile(token.NewFileSet(), path, nil, parser.ImportsOnly)
+		if err != nil {
+			return err
+		}
+		folder := filepath.ToSlash(filepath.Dir(path))
+		if folder == "." {
+			folder = ""
+		}
+		for _, spec := range parsed.Imports {
+			imported, err := strconv.Unquote(spec.Path.Value)
+			if err != nil {
+				return err
+			}
+			f(folder, path, imported)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestFloors(t *testing.T) {
+	unknown := map[string]bool{}
+	imports(t, func(folder, file, path string) {
+		if strings.HasSuffix(file, "_test.go") {
+			return // tests may wire what they need
+		}
+		from, floor, ok := group(folder)
+		if !ok {
+			if !unknown[folder] {
+				t.Errorf("%s has no floor: add it to the table of this test and of the design", folder)
+			}
+			unknown[folder] = true
+			return
+		}
+		if rest, ours := strings.CutPrefix(path, module); ours {
+			to, below, known := group(strings.TrimPrefix(rest, "/"))
+			if known && to != from && below >= floor {
+				t.Errorf("%s (floor %d) imports %s (floor %d)", file, floor, path, below)
+			}
+			return
+		}
+		if floor == 0 && strings.Contains(strings.Split(path, "/")[0], ".") {
+			t.Errorf("%s imports %s; the ground floor has the standard library only", file, path)
+		}
+		if allowed, bad := impure[path]; floor <= 1 && bad && !slices.Contains(allowed, from) {
+			t.Errorf("%s imports %s; floor %d does no input or output", file, path, floor)
+		}
+		for prefix, allowed := range foreign {
+			if (path == prefix || strings.HasPrefix(path, prefix+"/")) && !slices.Contains(allowed, from) {
+				t.Errorf("%s imports %s; only %q may", file, path, allowed)
+			}
+		}
+	})
+}

@@ -1,0 +1,363 @@
+package agent
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"sync"
+	"time"
+
+	"github.com/musterfleet/muster"
+	"github.com/musterfleet/muster/internal/aaa"
+	"github.com/musterfleet/muster/internal/delivery"
+	"github.com/musterfleet/muster/internal/method"
+)
+
+// MethodCancel is the name under which policies allow or deny the cancelling
+// of what other callers sent. It is carried as a withdrawal, not as a command.
+const MethodCancel muster.Method = "command.cancel"
+
+// A core owns the inbox. Everything that happens is a function in its mailbox.
+type core struct {
+	a     *Agent
+	inbox *delivery.Inbox
+
+	mu     sync.Mutex // guards the fields below
+	mail   []func()
+	notify chan struct{} // has one element while mail is not empty
+	room   chan struct{} // closed and replaced when room may have appeared
+	space  int           // of the inbox, less what is in the mail
+
+	// Owned by the goroutine of run.
+	acks    map[uint64]func() error
+	nextAck uint64
+	runs    map[muster.CommandID]context.CancelCauseFunc
+	running sync.WaitGroup
+	ending  bool // runs are ended as soon as they begin
+}
+
+func newCore(a *Agent, state delivery.State) *core {
+	c := &core{
+		a: a, notify: make(chan struct{}, 1), room: make(chan struct{}),
+		acks: make(map[uint64]func() error), runs: make(map[muster.CommandID]context.CancelCauseFunc),
+	}
+	c.inbox = delivery.New(delivery.Config{Node: a.o.Node}, state, time.Now())
+	c.space = c.inbox.Room()
+	return c
+}
+
+// post puts something into the mailbox. It never blocks.
+func (c *core) post(f func()) {
+	c.mu.Lock()
+	c.mail = append(c.mail, f)
+	c.mu.Unlock()
+	select {
+	case c.notify <- struct{}{}:
+	default:
+	}
+}
+
+// reserve waits until the inbox has room for one more command.
+func (c *core) reserve(ctx context.Context) error {
+	for {
+		c.mu.Lock()
+		if c.space > 0 {
+			c.space--
+			c.mu.Unlock()
+			return nil
+		}
+		room := c.room
+		c.mu.Unlock()
+		select {
+		case <-room:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// run is the core's goroutine.
+func (c *core) run(ctx context.Context) {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		c.process(ctx)
+		timer.Reset(c.untilTick())
+		select {
+		case <-c.notify:
+		case <-timer.C:
+			c.inbox.Tick(time.Now())
+			if c.inbox.Unwritten() {
+				c.inbox.Flush()
+			}
+		case <-ctx.Done():
+			c.inbox.Flush()
+			c.process(ctx) // tries to write once
+			return
+		}
+	}
+}
+
+// flushTime is how long a write that no effect depends on may wait.
+const flushTime = time.Second
+
+func (c *core) untilTick() time.Duration {
+	wait := time.Hour
+	if next := c.inbox.Next(); !next.IsZero() {
+		wait = max(min(wait, time.Until(next)), 0)
+	}
+	if c.inbox.Unwritten() {
+		wait = min(wait, flushTime)
+	}
+	return wait
+}
+
+// process empties the mailbox and carries out what follows, until neither has
+// anything left.
+func (c *core) process(ctx context.Context) {
+	for {
+		c.mu.Lock()
+		mail := c.mail
+		c.mail = nil
+		c.mu.Unlock()
+		for _, f := range mail {
+			f()
+		}
+		ready := c.inbox.Ready()
+		if len(mail) == 0 && ready.Empty() {
+			return
+		}
+		if !c.persist(ctx, ready.Writes) {
+			return
+		}
+		c.carryOut(ready)
+		c.offerRoom()
+	}
+}
+
+// persist makes the writes durable, however long that takes. While it fails,
+// nothing is acknowledged and nothing runs; the broker keeps the commands.
+func (c *core) persist(ctx context.Context, writes []delivery.Write) bool {
+	if len(writes) == 0 {
+		return true
+	}
+	for attempt := 1; ; attempt++ {
+		err := c.a.journal.Apply(writes)
+		if err == nil {
+			c.a.problems.set("journal", "")
+			return true
+		}
+		c.a.problems.set("journal", "its journal cannot be written: "+err.Error())
+		c.a.log.Error("journal cannot be written; nothing is accepted until it can", "err", err, "attempt", attempt)
+		select {
+		case <-time.After(delivery.DefaultBackoff(min(attempt, 4))):
+		case <-ctx.Done():
+			return false
+		}
+		if ctx.Err() != nil {
+			return false
+		}
+	}
+}
+
+func (c *core) carryOut(r delivery.Ready) {
+	for _, token := range r.Acks {
+		ack := c.acks[token]
+		delete(c.acks, token)
+		if err := ack(); err != nil {
+			c.a.log.Debug("acknowledgement was not sent; the command will come again", "err", err)
+		}
+	}
+	for _, s := range r.Starts {
+		c.start(s)
+	}
+	for _, id := range r.Stops {
+		if cancel, ok := c.runs[id]; ok {
+			cancel(errCancelled)
+		}
+	}
+	for _, report := range r.Reports {
+		c.a.reporter.add(report)
+	}
+}
+
+func (c *core) offerRoom() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.space = c.inbox.Room() - len(c.mail)
+	if c.space > 0 {
+		close(c.room)
+		c.room = make(chan struct{})
+	}
+}
+
+// token keeps the acknowledgement of a delivery until its writes are durable.
+func (c *core) token(ack func() error) uint64 {
+	c.nextAck++
+	c.acks[c.nextAck] = ack
+	return c.nextAck
+}
+
+// deliver takes in a verified command. refusal is not nil when its signature
+// is genuine but it must not run.
+func (c *core) deliver(cmd muster.Command, caller aaa.Caller, refusal *muster.Error, ack func() error) {
+	c.post(func() {
+		d := delivery.Delivery{Command: cmd, Caller: caller.Name, Idempotent: cmd.Idempotent, Token: c.token(ack)}
+		if c.inbox.Known(cmd.ID) {
+			c.inbox.Deliver(time.Now(), d)
+			return
+		}
+		c.judge(&d, caller, refusal)
+		c.inbox.Deliver(time.Now(), d)
+	})
+}
+
+// judge asks the policy and the method's schema, and writes the audit line.
+func (c *core) judge(d *delivery.Delivery, caller aaa.Caller, refusal *muster.Error) {
+	o := &c.a.o
+	verdict := aaa.Denied
+	decision := aaa.Decision{}
+	if refusal == nil {
+		decision = o.Policy().Decide(caller, d.Command)
+		d.Rule = decision.Rule
+		refusal = muster.AsError(muster.Denied, decision.Err())
+	}
+	if refusal == nil {
+		verdict = aaa.Allowed
+		refusal = c.check(d)
+	}
+	rec := aaa.Record{
+		Time: time.Now(), Node: o.Node, Fleet: o.Fleet, ID: d.Command.ID,
+		Caller: caller.Name, CallerKey: caller.PublicKey, Method: d.Command.Method, Input: d.Command.Input,
+		Verdict: verdict, Rule: decision.Rule, IssuedAt: d.Command.IssuedAt, Deadline: d.Command.Deadline,
+	}
+	if refusal != nil {
+		rec.Reason = refusal.Message
+	}
+	c.a.audit.write(rec)
+	d.Refusal = refusal
+}
+
+// check looks the method up and validates the input.
+func (c *core) check(d *delivery.Delivery) *muster.Error {
+	m, ok := c.a.o.Registry.Lookup(d.Command.Method)
+	if !ok {
+		return c.a.o.Registry.NotFound(d.Command.Method)
+	}
+	d.Idempotent = d.Idempotent || m.Spec().Idempotent
+	if err := c.a.o.Registry.ValidateInput(d.Command.Method, d.Command.Input); err != nil {
+		return muster.AsError(muster.Invalid, err)
+	}
+	return nil
+}
+
+// A cancelInput is the input of a withdrawal.
+type cancelInput struct {
+	ID     muster.CommandID `json:"id"`
+	Until  time.Time        `json:"until"` // deadline of the command
+	Reason string           `json:"reason,omitempty"`
+}
+
+// withdraw takes in a verified withdrawal. The caller may always withdraw what
+// it sent itself; the policy decides about the rest.
+func (c *core) withdraw(cmd muster.Command, caller aaa.Caller) error {
+	var in cancelInput
+	if err := json.Unmarshal(cmd.Input, &in); err != nil {
+		return muster.Errorf(muster.Invalid, "withdrawal: input cannot be read: %w", err)
+	}
+	if err := in.ID.Validate(); err != nil {
+		return err
+	}
+	if life := in.Until.Sub(cmd.IssuedAt); life > muster.MaxLifetime {
+		return muster.Errorf(muster.Invalid, "withdrawal: its end is %s away; at most %s is allowed", life, muster.MaxLifetime)
+	}
+	c.post(func() {
+		decision := c.a.o.Policy().Decide(caller, cmd)
+		c.a.audit.write(aaa.Record{
+			Time: time.Now(), Node: c.a.o.Node, Fleet: c.a.o.Fleet, ID: cmd.ID, Caller: caller.Name, CallerKey: caller.PublicKey,
+			Method: cmd.Method, Input: cmd.Input, Verdict: aaa.Allowed, Rule: decision.Rule,
+			Reason: ownOrAny(decision.Allowed), IssuedAt: cmd.IssuedAt, Deadline: cmd.Deadline,
+		})
+		reason := "cancelled by " + caller.Name
+		if in.Reason != "" {
+			reason += ": " + in.Reason
+		}
+		c.inbox.Cancel(time.Now(), delivery.Cancel{ID: in.ID, Caller: caller.Name, Any: decision.Allowed, Reason: reason, Until: in.Until})
+	})
+	return nil
+}
+
+func ownOrAny(any bool) string {
+	if any {
+		return "may cancel what any caller sent"
+	}
+	return "may cancel only what the same caller sent"
+}
+
+// Reasons for which a run is ended before its time.
+var (
+	errCancelled = errors.New("cancelled")
+	errStopping  = errors.New("the agent was stopped")
+)
+
+// start begins a run in a goroutine of its own.
+func (c *core) start(s delivery.Start) {
+	m, ok := c.a.o.Registry.Lookup(s.Command.Method)
+	if !ok { // it was there when the command was accepted by an earlier agent
+		c.inbox.Finished(time.Now(), s.Command.ID, muster.Result{Error: c.a.o.Registry.NotFound(s.Command.Method)})
+		return
+	}
+	ctx, cancel := context.WithCancelCause(context.Background())
+	c.runs[s.Command.ID] = cancel
+	if c.ending {
+		cancel(errStopping)
+	}
+	c.running.Go(func() {
+		result := c.a.invoke(ctx, m, s)
+		cause := context.Cause(ctx)
+		cancel(nil)
+		c.post(func() {
+			delete(c.runs, s.Command.ID)
+			if errors.Is(cause, errStopping) && idempotent(m, s.Command) {
+				return // the next agent runs it again
+			}
+			c.inbox.Finished(time.Now(), s.Command.ID, result)
+			c.a.uploads.finished(s.Command.ID, result)
+		})
+	})
+}
+
+func idempotent(m method.Method, cmd muster.Command) bool {
+	return cmd.Idempotent || m.Spec().Idempotent
+}
+
+// endRuns ends everything that runs, and returns when the outcomes are in the
+// mailbox.
+func (c *core) endRuns() {
+	done := make(chan struct{})
+	c.post(func() {
+		c.inbox.Stop()
+		c.ending = true
+		for _, cancel := range c.runs {
+			cancel(errStopping)
+		}
+		close(done)
+	})
+	<-done
+	c.running.Wait()
+	flushed := make(chan struct{})
+	c.post(func() { c.inbox.Flush() })
+	c.post(func() { close(flushed) })
+	<-flushed
+}
+
+// load returns the number of commands that are not final, and that run.
+func (c *core) load() (queued, running int) {
+	done := make(chan struct{})
+	c.post(func() {
+		queued, running = c.inbox.Len(), len(c.runs)
+		close(done)
+	})
+	<-done
+	return queued, running
+}

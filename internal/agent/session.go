@@ -1,0 +1,314 @@
+package agent
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"github.com/musterfleet/muster"
+	"github.com/musterfleet/muster/internal/aaa"
+	"github.com/musterfleet/muster/internal/bus"
+	"github.com/musterfleet/muster/internal/method"
+)
+
+// A Hello is what a node says of itself when it connects.
+type Hello struct {
+	Node     muster.NodeName `json:"node"`
+	Version  string          `json:"version"`
+	Instance string          `json:"instance"`
+	Started  time.Time       `json:"started"`
+	Facts    map[string]any  `json:"facts,omitempty"`
+	Methods  []method.Spec   `json:"methods,omitempty"`
+	Problems []string        `json:"problems,omitempty"`
+}
+
+// A Beat is a sign of life, sent at intervals and in answer to a ping.
+type Beat struct {
+	Node     muster.NodeName `json:"node"`
+	Instance string          `json:"instance"`
+	Time     time.Time       `json:"time"` // the node's clock
+	Queue    int             `json:"queue"`
+	Running  int             `json:"running"`
+	Leaving  bool            `json:"leaving,omitempty"` // an orderly end
+}
+
+// sessions dials again and again until ctx ends.
+func (a *Agent) sessions(ctx context.Context) {
+	for attempt := 0; ctx.Err() == nil; attempt++ {
+		began := time.Now()
+		err := a.session(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		if time.Since(began) > time.Minute {
+			attempt = 0
+		}
+		wait := reconnectDelay(attempt)
+		a.log.Warn("no session with the broker", "err", err, "again_in", wait)
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+		}
+	}
+}
+
+// reconnectDelay grows to half a minute and is spread, so that a fleet does
+// not come back all at once.
+func reconnectDelay(attempt int) time.Duration {
+	ceiling := min(200*time.Millisecond<<min(attempt, 10), 30*time.Second)
+	return ceiling/2 + rand.N(ceiling/2)
+}
+
+// session works on one connection until it ends.
+func (a *Agent) session(ctx context.Context) error {
+	conn, err := a.o.Dial(ctx)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	stopWatch := context.AfterFunc(ctx, conn.Close)
+	defer stopWatch()
+	if err := a.prepare(ctx, conn); err != nil {
+		conn.Close()
+		return err
+	}
+	pipeline, err := conn.Pipeline()
+	if err != nil {
+		conn.Close()
+		return err
+	}
+	var wg sync.WaitGroup
+	wg.Go(func() { <-conn.Done(); cancel(errLost) })
+	wg.Go(func() { a.report(ctx, conn, pipeline) })
+	wg.Go(func() { a.heartbeat(ctx, conn) })
+	wg.Go(func() { a.events.send(ctx, conn) })
+	a.reporter.set(pipeline)
+	a.o.Online(true)
+	a.log.Info("session with the broker begins")
+	err = a.receive(ctx, conn)
+	a.o.Online(false)
+	a.reporter.set(nil)
+	a.farewell(conn)
+	conn.Close()
+	pipeline.Wait()
+	wg.Wait()
+	return err
+}
+
+var errLost = muster.Errorf(muster.Unavailable, "the connection to the broker was lost")
+
+// prepare reads the layout and says hello.
+func (a *Agent) prepare(ctx context.Context, conn *bus.Conn) error {
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	settings, err := conn.Load(ctx)
+	if err != nil {
+		return err
+	}
+	if settings.Fleet != a.o.Fleet {
+		return muster.Errorf(muster.Conflict, "the broker serves fleet %s; this node belongs to %s", settings.Fleet, a.o.Fleet)
+	}
+	a.setSubjects(conn.Subjects())
+	return a.hello(ctx, conn)
+}
+
+func (a *Agent) hello(ctx context.Context, conn *bus.Conn) error {
+	h := Hello{
+		Node: a.o.Node, Version: a.o.Version, Instance: a.instance, Started: a.started,
+		Methods: a.o.Plugins, Problems: a.problems.list(),
+	}
+	if a.o.Facts != nil {
+		var errs []error
+		h.Facts, errs = a.o.Facts(ctx)
+		for _, err := range errs {
+			h.Problems = append(h.Problems, "facts: "+err.Error())
+		}
+	}
+	data, err := json.Marshal(h)
+	if err != nil {
+		return err
+	}
+	return conn.Put(ctx, bus.Outgoing{Subject: conn.Subjects().Node(a.o.Node), Data: data})
+}
+
+func (a *Agent) beat(leaving bool) []byte {
+	queue, running := a.core.load()
+	data, err := json.Marshal(Beat{a.o.Node, a.instance, time.Now(), queue, running, leaving})
+	if err != nil {
+		panic(err) // plain fields
+	}
+	return data
+}
+
+// helloEvery is how often facts are gathered again.
+const helloEvery = 10 * time.Minute
+
+// heartbeat says at intervals that the node is there, and answers pings.
+func (a *Agent) heartbeat(ctx context.Context, conn *bus.Conn) {
+	stop, err := conn.Serve(conn.Subjects().Ping(), func(r bus.Request) {
+		if err := r.Respond(a.beat(false)); err != nil {
+			a.log.Debug("ping was not answered", "err", err)
+		}
+	})
+	if err != nil {
+		a.log.Warn("pings will not be answered in this session", "err", err)
+	} else {
+		defer stop()
+	}
+	beat, again := time.NewTicker(a.o.Heartbeat), time.NewTicker(helloEvery)
+	defer beat.Stop()
+	defer again.Stop()
+	for {
+		if err := conn.Tell(conn.Subjects().Alive(a.o.Node), a.beat(false)); err != nil {
+			a.log.Debug("heartbeat was not sent", "err", err)
+		}
+		select {
+		case <-beat.C:
+		case <-again.C:
+			if err := a.hello(ctx, conn); err != nil {
+				a.log.Debug("hello was not sent", "err", err)
+			}
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// farewell tells the others that the node leaves, if the connection still is.
+func (a *Agent) farewell(conn *bus.Conn) {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	err := conn.Tell(conn.Subjects().Alive(a.o.Node), a.beat(true))
+	if err := errors.Join(err, conn.Flush(ctx)); err != nil {
+		a.log.Debug("goodbye was not said", "err", err)
+	}
+}
+
+// receive reads withdrawals and commands until the connection ends.
+func (a *Agent) receive(ctx context.Context, conn *bus.Conn) error {
+	stop, err := conn.Serve(conn.Subjects().Control(a.o.Node), func(r bus.Request) { a.control(r.Data) })
+	if err != nil {
+		return err
+	}
+	defer stop()
+	for attempt := 0; ; attempt++ {
+		// What was withdrawn while the node was away must be known before the
+		// first command is.
+		switch last, err := conn.Last(ctx, bus.StreamControl, conn.Subjects().Control(a.o.Node)); {
+		case err == nil:
+			a.control(last.Data)
+		case muster.KindOf(err) != muster.NotFound:
+			return err
+		}
+		err := conn.Commands(ctx, a.o.Node, func(m bus.Message) error { attempt = 0; return a.message(ctx, conn, m) })
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		wait := reconnectDelay(attempt)
+		a.log.Warn("queue is read anew; is another agent using this identity?", "err", err, "again_in", wait)
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// message takes in one message of the queue.
+func (a *Agent) message(ctx context.Context, conn *bus.Conn, m bus.Message) error {
+	if err := a.core.reserve(ctx); err != nil {
+		return err
+	}
+	cmd, caller, err := a.verify(m.Data)
+	if errors.Is(err, aaa.ErrUnauthentic) || (err != nil && cmd.ID.Validate() != nil) || (err != nil && cmd.Node != a.o.Node) {
+		return a.setAside(ctx, conn, m, caller, err)
+	}
+	var refusal *muster.Error
+	if err != nil {
+		refusal = muster.AsError(muster.Denied, err)
+	}
+	a.core.deliver(cmd, caller, refusal, m.Ack)
+	return nil
+}
+
+// verify decodes what a stranger may have made. A panic is a defect, but must
+// not stop the agent: the message is set aside.
+func (a *Agent) verify(frame []byte) (cmd muster.Command, caller aaa.Caller, err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			a.log.Error("verifying a message panicked", "panic", r)
+			err = errors.Join(aaa.ErrUnauthentic, muster.Errorf(muster.Internal, "verifying it panicked: %v", r))
+		}
+	}()
+	return a.o.Verifier.Verify(frame, a.o.Node, time.Now())
+}
+
+// setAside moves a message that cannot be taken for a command to the dead
+// letters. Nothing is reported under the id that it claims: anybody could
+// claim any id.
+func (a *Agent) setAside(ctx context.Context, conn *bus.Conn, m bus.Message, caller aaa.Caller, cause error) error {
+	a.log.Warn("message is set aside", "subject", m.Subject, "err", cause)
+	verdict := aaa.Unauthentic
+	if caller.Name != "" {
+		verdict = aaa.Denied
+	}
+	rec := aaa.Record{Time: time.Now(), Node: a.o.Node, Fleet: a.o.Fleet, Caller: caller.Name, CallerKey: caller.PublicKey, Verdict: verdict, Reason: cause.Error()}
+	a.core.post(func() { a.audit.write(rec) })
+	err := conn.Put(ctx, bus.Outgoing{
+		Subject: conn.Subjects().Dead(a.o.Node), Data: m.Data,
+		Header: map[string]string{HeaderReason: headerText(cause.Error()), HeaderSubject: m.Subject},
+	})
+	if err != nil {
+		return err // it stays in the queue
+	}
+	return m.Ack()
+}
+
+// Headers of a dead letter.
+const (
+	HeaderReason  = "Muster-Reason"
+	HeaderSubject = "Muster-Subject" // of the queue that it was in
+)
+
+// headerText makes a text fit for a header: one line of printable ASCII.
+func headerText(s string) string {
+	out := make([]byte, 0, min(len(s), 500))
+	for i := 0; i < len(s) && len(out) < 500; i++ {
+		if c := s[i]; c >= ' ' && c < 0x7f {
+			out = append(out, c)
+		}
+	}
+	return string(out)
+}
+
+// maxControl bounds the withdrawals that are in force for one node.
+const maxControl = 1000
+
+// control takes in the withdrawals in force for this node: an array of frames.
+// Each is verified like a command.
+func (a *Agent) control(data []byte) {
+	var frames []json.RawMessage
+	if err := json.Unmarshal(data, &frames); err != nil || len(frames) > maxControl {
+		a.log.Warn("withdrawals cannot be read", "err", err, "count", len(frames))
+		return
+	}
+	for _, f := range frames {
+		cmd, caller, err := a.verify(f)
+		if a.withdrawn.seen(cmd.ID) {
+			continue
+		}
+		if err == nil && cmd.Method != MethodCancel {
+			err = muster.Errorf(muster.Invalid, "method %s among the withdrawals", cmd.Method)
+		}
+		if err == nil {
+			err = a.core.withdraw(cmd, caller)
+		}
+		if err != nil {
+			a.log.Warn("withdrawal is refused", "caller", caller.Name, "err", err)
+		}
+	}
+}

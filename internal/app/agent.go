@@ -1,0 +1,249 @@
+package app
+
+import (
+	"cmp"
+	"context"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"sync"
+	"time"
+
+	"github.com/musterfleet/muster"
+	"github.com/musterfleet/muster/internal/aaa"
+	"github.com/musterfleet/muster/internal/agent"
+	"github.com/musterfleet/muster/internal/bus"
+	"github.com/musterfleet/muster/internal/config"
+	"github.com/musterfleet/muster/internal/enrol"
+	"github.com/musterfleet/muster/internal/facts"
+	"github.com/musterfleet/muster/internal/method"
+	"github.com/musterfleet/muster/internal/methods"
+)
+
+// AgentOptions configure a node's agent.
+type AgentOptions struct {
+	StateDir string // also the node's folder, made when it joins
+	Token    string // to join with; ignored when the node has joined
+
+	// Without a node's folder all of these are needed; with one, those that
+	// are set replace what it says.
+	BrokerURL string
+	CredsFile string
+	Node      string
+	Fleet     string
+	Issuers   []string
+
+	PolicyFile string // default policy.yaml in StateDir
+	FactsDir   string
+	MethodDirs []string
+	Heartbeat  time.Duration
+	MaxOutput  int64
+	Version    string // of muster; default what the build says
+	Log        *slog.Logger
+	Ready      func() // nil, or called when the first session with the broker begins
+}
+
+// RunAgent runs a node's agent until ctx ends, or the process does that is at
+// the other end of the pipe named by ParentVariable. It joins the fleet first
+// when it has a token and has not joined yet.
+func RunAgent(ctx context.Context, o AgentOptions) error {
+	o.Log = orDiscard(o.Log)
+	if o.StateDir == "" {
+		return muster.Errorf(muster.Invalid, "the agent needs a folder for its state").WithHint("name one with --state")
+	}
+	ctx, stop, err := untilParentEnds(ctx)
+	if err != nil {
+		return err
+	}
+	defer stop()
+	unlock, err := config.LockFile(filepath.Join(o.StateDir, "agent.lock"))
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if err := join(ctx, o); err != nil {
+		return err
+	}
+	node, err := nodeFolder(o)
+	if err != nil {
+		return err
+	}
+	a, err := newAgent(ctx, o, node)
+	if err != nil {
+		return err
+	}
+	return a.Run(ctx)
+}
+
+// untilParentEnds returns a context that ends with the parent process, if that
+// gave this one a pipe. stop releases it.
+func untilParentEnds(ctx context.Context) (_ context.Context, stop func(), err error) {
+	pipe, err := parentPipe()
+	if err != nil {
+		return nil, nil, err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	if pipe == nil {
+		return ctx, cancel, nil
+	}
+	var watch sync.WaitGroup
+	watch.Go(func() {
+		_, _ = io.Copy(io.Discard, pipe) // however it ends, the parent is gone
+		cancel()
+	})
+	return ctx, func() {
+		cancel()
+		_ = pipe.Close() // ends the copy
+		watch.Wait()
+	}, nil
+}
+
+// join makes the node's folder with the token, as soon as the broker can be
+// reached.
+func join(ctx context.Context, o AgentOptions) error {
+	if o.Token == "" {
+		return nil
+	}
+	token, err := aaa.ParseToken(o.Token)
+	if err != nil {
+		return err
+	}
+	if config.NodeExists(o.StateDir) {
+		n, err := config.OpenNode(o.StateDir)
+		if err != nil {
+			return err
+		}
+		if n.Node.Node != string(token.Node) || n.Node.Fleet != token.Fleet {
+			return muster.Errorf(muster.Conflict, "this is node %s already; the token is for %s", n.Node.Node, token.Node).
+				WithHint("choose another folder with --state")
+		}
+		o.Log.Info("this node has joined already; the token is ignored", "component", "app", "node", token.Node)
+		return nil
+	}
+	for wait := time.Second; ; wait = min(2*wait, 30*time.Second) {
+		err := enrol.Join(ctx, token, o.StateDir, time.Now(), o.Log)
+		if kind := muster.KindOf(err); kind != muster.Unavailable && kind != muster.TimedOut {
+			return err
+		}
+		o.Log.Warn("cannot join yet; trying again", "component", "app", "node", token.Node, "in", wait, "err", err)
+		if !pause(ctx, wait) {
+			return muster.Errorf(muster.Interrupted, "stopped before this node could join: %w", err)
+		}
+	}
+}
+
+// nodeFolder reads who this node is, from its folder and the options.
+func nodeFolder(o AgentOptions) (config.NodeFolder, error) {
+	n, err := config.OpenNode(o.StateDir)
+	if muster.KindOf(err) == muster.NotFound && !config.NodeExists(o.StateDir) && o.BrokerURL != "" {
+		n.Node.Prefix, err = bus.DefaultPrefix, nil
+	}
+	if err != nil {
+		return n, err
+	}
+	n.Node.Node, n.Node.Fleet = cmp.Or(o.Node, n.Node.Node), cmp.Or(o.Fleet, n.Node.Fleet)
+	if len(o.Issuers) > 0 {
+		n.Node.Issuers = o.Issuers
+	}
+	if o.BrokerURL != "" {
+		if err := config.ValidateURL(o.BrokerURL); err != nil {
+			return n, err
+		}
+		n.Node.URLs = []string{o.BrokerURL}
+	}
+	if o.CredsFile != "" {
+		if n.Credentials, err = config.ReadCreds(o.CredsFile); err != nil {
+			return n, err
+		}
+	}
+	if n.Node.Node == "" || n.Node.Fleet == "" || len(n.Node.Issuers) == 0 || n.Credentials.Empty() {
+		return n, muster.Errorf(muster.Invalid, "an agent that has not joined needs a broker, credentials, node, fleet and issuer").
+			WithHint("it is simpler to join: 'muster node invite NAME' makes a token")
+	}
+	return n, muster.NodeName(n.Node.Node).Validate()
+}
+
+func newAgent(ctx context.Context, o AgentOptions, n config.NodeFolder) (*agent.Agent, error) {
+	verifier, err := aaa.NewVerifier(n.Node.Fleet, n.Node.Issuers...)
+	if err != nil {
+		return nil, err
+	}
+	userJWT, seed, err := config.ParseCreds(n.Credentials)
+	if err != nil {
+		return nil, err
+	}
+	name := muster.NodeName(n.Node.Node)
+	version := cmp.Or(o.Version, buildVersion())
+	gather := func(ctx context.Context) (map[string]any, []error) {
+		return facts.Gather(ctx, facts.Options{Dir: o.FactsDir})
+	}
+	registry, plugins, err := newRegistry(ctx, o, name, version, gather)
+	if err != nil {
+		return nil, err
+	}
+	policy := &policyFile{path: cmp.Or(o.PolicyFile, config.PolicyFile(o.StateDir)), log: o.Log}
+	policy.current() // what is wrong with it is news now, not at the first command
+	var once sync.Once
+	return agent.New(agent.Options{
+		Node: name, Fleet: n.Node.Fleet, Version: version,
+		Dial: func(ctx context.Context) (*bus.Conn, error) {
+			return bus.Dial(ctx, bus.Options{
+				URLs: n.Node.URLs, Name: "agent " + string(name), JWT: userJWT, Seed: string(seed.Reveal()),
+				CA: n.CA, Prefix: n.Node.Prefix, Inbox: bus.NodeInbox(name), Log: o.Log,
+			})
+		},
+		StateDir: o.StateDir, Registry: registry, Plugins: plugins,
+		Verifier: verifier, Policy: policy.current, Facts: gather, EndOrphans: methods.EndTagged,
+		Heartbeat: o.Heartbeat, MaxOutput: o.MaxOutput, Log: o.Log,
+		Online: func(online bool) {
+			if online && o.Ready != nil {
+				once.Do(o.Ready)
+			}
+		},
+	})
+}
+
+// newRegistry makes the methods of this node. A plug-in that is wrong is left
+// out and logged.
+func newRegistry(ctx context.Context, o AgentOptions, node muster.NodeName, version string,
+	gather func(context.Context) (map[string]any, []error),
+) (*method.Registry, []method.Spec, error) {
+	all := methods.Builtin(methods.Options{
+		Hello: func() methods.Hello { return methods.Hello{Node: node, Version: version, Time: time.Now()} },
+		Facts: func(ctx context.Context) (map[string]any, error) {
+			found, errs := gather(ctx)
+			for _, err := range errs {
+				o.Log.Warn("a fact is missing", "component", "app", "err", err)
+			}
+			return found, ctx.Err()
+		},
+	})
+	plugins, errs := methods.Plugins(ctx, o.MethodDirs, o.Log)
+	for _, err := range errs {
+		o.Log.Error("a method cannot be used", "component", "app", "err", err)
+	}
+	var specs []method.Spec
+	for _, p := range plugins {
+		specs = append(specs, p.Spec())
+	}
+	registry, err := method.NewRegistry(append(all, plugins...)...)
+	return registry, specs, err
+}
+
+func buildVersion() string {
+	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
+		return info.Main.Version
+	}
+	return "(devel)"
+}
+
+// appendTo opens a log.
+func appendTo(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	if err != nil {
+		return nil, muster.Errorf(muster.Unavailable, "open the log %s: %w", path, err)
+	}
+	return f, nil
+}

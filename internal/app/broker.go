@@ -1,0 +1,307 @@
+package app
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"log/slog"
+	"net"
+	"net/url"
+	"strconv"
+	"time"
+
+	"github.com/musterfleet/muster"
+	"github.com/musterfleet/muster/internal/broker"
+	"github.com/musterfleet/muster/internal/bus"
+	"github.com/musterfleet/muster/internal/config"
+	"github.com/musterfleet/muster/internal/enrol"
+)
+
+// BrokerOptions configure the embedded broker.
+type BrokerOptions struct {
+	Dir    string // of the fleet
+	Listen string // HOST:PORT; empty for what the fleet's URLs say; port 0 for any free one
+	Log    *slog.Logger
+}
+
+// BrokerInfo says where the broker is.
+type BrokerInfo struct{ URL string }
+
+// RunBroker runs the broker of a fleet, with JetStream and the service that
+// admits nodes, until ctx ends. It calls ready when nodes and callers can
+// come.
+func RunBroker(ctx context.Context, o BrokerOptions, ready func(BrokerInfo)) error {
+	o.Log = orDiscard(o.Log)
+	fleet, err := config.OpenFleet(o.Dir)
+	if err != nil {
+		return err
+	}
+	unlock, err := fleet.Lock("broker")
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	options, err := brokerOptions(fleet, o)
+	if err != nil {
+		return err
+	}
+	b, err := broker.Start(ctx, options)
+	if err != nil {
+		return err
+	}
+	defer b.Stop()
+	s := session{
+		fleet: fleet, log: o.Log, ready: func() { ready(brokerInfo(fleet, options, b)) },
+		dial: func(ctx context.Context) (*bus.Conn, error) {
+			return dialService(ctx, fleet, bus.Options{Name: "service", InProcess: b, Log: o.Log})
+		},
+		update: func(_ context.Context, key, token string) error { return b.UpdateAccount(key, token) },
+	}
+	return s.run(ctx)
+}
+
+func brokerInfo(fleet config.FleetFolder, o broker.Options, b *broker.Broker) BrokerInfo {
+	scheme, host := "nats", o.Host
+	if fleet.Fleet.TLS() {
+		scheme = "tls"
+	}
+	if ip := net.ParseIP(host); ip != nil && ip.IsUnspecified() {
+		host = "127.0.0.1"
+	}
+	return BrokerInfo{scheme + "://" + net.JoinHostPort(host, strconv.Itoa(b.Port()))}
+}
+
+func brokerOptions(fleet config.FleetFolder, o BrokerOptions) (broker.Options, error) {
+	host, port, err := listenOn(fleet, o.Listen)
+	if err != nil {
+		return broker.Options{}, err
+	}
+	auth, err := authOf(fleet)
+	if err != nil {
+		return broker.Options{}, err
+	}
+	if port == 0 {
+		port = -1
+	}
+	options := broker.Options{
+		Name: "muster-" + fleet.Fleet.ID, Host: host, Port: port, StoreDir: fleet.StoreDir(), Auth: &auth, Log: o.Log,
+	}
+	if fleet.Fleet.TLS() {
+		pair, err := tls.X509KeyPair(fleet.Server.Certificate, fleet.Server.Key)
+		if err != nil {
+			return options, muster.Errorf(muster.Corrupt, "the broker's certificate in %s cannot be used: %w", fleet.Dir, err)
+		}
+		options.TLS = &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS13}
+	}
+	return options, nil
+}
+
+// listenOn says where the broker listens. Without TLS that is loopback alone.
+func listenOn(fleet config.FleetFolder, listen string) (host string, port int, err error) {
+	if listen == "" {
+		u, err := url.Parse(fleet.Fleet.URLs[0])
+		if err != nil {
+			return "", 0, muster.Errorf(muster.Invalid, "broker address %q: %w", fleet.Fleet.URLs[0], err)
+		}
+		host = "0.0.0.0"
+		if !fleet.Fleet.TLS() {
+			host = "127.0.0.1"
+		}
+		listen = net.JoinHostPort(host, portOf(u))
+	}
+	host, text, err := net.SplitHostPort(listen)
+	if err == nil {
+		port, err = strconv.Atoi(text)
+	}
+	if err != nil || port < 0 || port > 65535 {
+		return "", 0, muster.Errorf(muster.Invalid, "cannot listen on %q; expected HOST:PORT", listen)
+	}
+	if host == "" {
+		host = "0.0.0.0"
+	}
+	if !fleet.Fleet.TLS() && !config.Loopback(host) {
+		return "", 0, muster.Errorf(muster.Invalid, "the fleet %s was made for this machine alone, without TLS; it cannot listen on %s", fleet.Fleet.Name, listen).
+			WithHint("make a fleet with the broker's host name: 'muster init --host NAME'")
+	}
+	return host, port, nil
+}
+
+func portOf(u *url.URL) string {
+	if u.Port() == "" {
+		return strconv.Itoa(broker.DefaultPort)
+	}
+	return u.Port()
+}
+
+func authOf(fleet config.FleetFolder) (broker.Auth, error) {
+	now := time.Now()
+	operator, err := fleet.Keys.OperatorJWT(fleet.Fleet.Name, now)
+	if err != nil {
+		return broker.Auth{}, err
+	}
+	system, err := fleet.Keys.SystemAccountJWT(now)
+	if err != nil {
+		return broker.Auth{}, err
+	}
+	key, account, err := fleet.AccountJWT(now)
+	if err != nil {
+		return broker.Auth{}, err
+	}
+	public, err := fleet.Keys.PublicKeys()
+	if err != nil {
+		return broker.Auth{}, err
+	}
+	return broker.Auth{
+		OperatorJWT: operator, SystemAccount: public.System,
+		Accounts: map[string]string{public.System: system, key: account},
+	}, nil
+}
+
+// ServiceOptions configure the service beside a separate NATS server.
+type ServiceOptions struct {
+	Dir       string // of the fleet
+	BrokerURL string // empty for what the fleet says
+	CredsFile string // empty for credentials made with the fleet's keys
+	Log       *slog.Logger
+}
+
+// RunService does what RunBroker does but for the broker, which is a NATS
+// server of its own (see ServerConfig), until ctx ends. While the server is
+// away it waits for it.
+func RunService(ctx context.Context, o ServiceOptions, ready func()) error {
+	o.Log = orDiscard(o.Log)
+	fleet, err := config.OpenFleet(o.Dir)
+	if err != nil {
+		return err
+	}
+	unlock, err := fleet.Lock("broker")
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	at := bus.Options{URLs: fleet.Fleet.URLs, Name: "service", CA: fleet.MemberCA(), Prefix: fleet.Fleet.Prefix, Log: o.Log}
+	if o.BrokerURL != "" {
+		at.URLs = []string{o.BrokerURL}
+	}
+	update := func(ctx context.Context, key, token string) error { return pushAccount(ctx, fleet, at, key, token) }
+	s := session{
+		fleet: fleet, log: o.Log, ready: ready, update: update, patient: true,
+		dial: func(ctx context.Context) (*bus.Conn, error) {
+			// The server's configuration may be older than the last removal.
+			key, token, err := fleet.AccountJWT(time.Now())
+			if err == nil {
+				err = update(ctx, key, token)
+			}
+			if err != nil {
+				return nil, err
+			}
+			if o.CredsFile == "" {
+				return dialService(ctx, fleet, at)
+			}
+			creds, err := config.ReadCreds(o.CredsFile)
+			if err != nil {
+				return nil, err
+			}
+			return dialWith(ctx, creds, at)
+		},
+	}
+	return s.run(ctx)
+}
+
+// pushAccount gives the server a new JWT of the account, as a user of its
+// system account.
+func pushAccount(ctx context.Context, fleet config.FleetFolder, at bus.Options, key, token string) error {
+	subject := "$SYS.REQ.ACCOUNT." + key + ".CLAIMS.UPDATE"
+	creds, err := systemCreds(fleet, subject)
+	if err != nil {
+		return err
+	}
+	conn, err := dialWith(ctx, creds, at)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	_, err = conn.Ask(ctx, subject, []byte(token))
+	return err
+}
+
+// A session is the service's work on one connection after another.
+type session struct {
+	fleet   config.FleetFolder
+	log     *slog.Logger
+	dial    func(context.Context) (*bus.Conn, error)
+	update  func(ctx context.Context, key, token string) error
+	ready   func()
+	patient bool // the first connection may fail, too
+}
+
+// run works until ctx ends, or what is wrong cannot get better by itself.
+func (s *session) run(ctx context.Context) error {
+	was := false
+	for wait := 100 * time.Millisecond; ; wait = min(2*wait, 10*time.Second) {
+		began := time.Now()
+		err := s.once(ctx, func() {
+			if !was && s.ready != nil {
+				s.ready()
+			}
+			was = true
+		})
+		if ctx.Err() != nil {
+			return nil
+		}
+		switch muster.KindOf(err) {
+		case muster.Conflict, muster.Unsupported, muster.Invalid, muster.Corrupt:
+			return err
+		}
+		if !was && !s.patient {
+			return err
+		}
+		if time.Since(began) > time.Minute {
+			wait = 100 * time.Millisecond
+		}
+		s.log.Warn("the service's connection to the broker ended; it tries again", "component", "app", "err", err, "in", wait)
+		if !pause(ctx, wait) {
+			return nil
+		}
+	}
+}
+
+func (s *session) once(ctx context.Context, ready func()) error {
+	conn, err := s.dial(ctx)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	setup, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	if err := conn.Setup(setup, bus.LayoutOptions{Fleet: s.fleet.Fleet.ID}); err != nil {
+		return err
+	}
+	service := enrol.Service{Fleet: s.fleet, UpdateAccount: s.update, Log: s.log, Ready: ready}
+	err = service.Serve(ctx, conn)
+	if err == nil || errors.Is(err, context.Canceled) {
+		err = muster.Errorf(muster.Unavailable, "the connection ended")
+	}
+	return err
+}
+
+// pause waits, and reports false when ctx ended.
+func pause(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+func orDiscard(log *slog.Logger) *slog.Logger {
+	if log == nil {
+		return slog.New(slog.DiscardHandler)
+	}
+	return log
+}

@@ -1,0 +1,262 @@
+package app
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/musterfleet/muster"
+	"github.com/musterfleet/muster/internal/config"
+	"github.com/musterfleet/muster/internal/enrol"
+)
+
+// DevOptions configure a fleet on one machine.
+type DevOptions struct {
+	Nodes        int    // default 3
+	Dir          string // all state; a second start finds it again
+	Exe          string // muster itself; default this program
+	Out          io.Writer
+	RestartAfter time.Duration // of an agent that died; default 10 s
+	ContextName  string        // default "dev"
+	Log          *slog.Logger
+}
+
+// devPolicy is what the nodes of a development fleet begin with.
+const devPolicy = `# Of 'muster dev': whoever this fleet's issuer signed for may do everything.
+rules:
+  - name: development
+    effect: allow
+    methods: ["*"]
+`
+
+const (
+	maxDevNodes = 100
+	stopGrace   = 10 * time.Second // from SIGTERM to SIGKILL
+)
+
+// RunDev runs a whole fleet on this machine until ctx ends: the broker in this
+// process, each agent in one of its own. The agents end with this process,
+// however it ends.
+func RunDev(ctx context.Context, o DevOptions) error {
+	d, err := newDev(o)
+	if err != nil {
+		return err
+	}
+	unlock, err := config.LockFile(filepath.Join(d.o.Dir, "dev.lock"))
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if err := d.prepare(); err != nil {
+		return err
+	}
+	// The broker outlives the agents, so that they can take their leave.
+	brokerCtx, stopBroker := context.WithCancel(context.WithoutCancel(ctx))
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	ready, ended := make(chan struct{}), make(chan error, 1)
+	go func() {
+		defer cancel()
+		ended <- RunBroker(brokerCtx, BrokerOptions{Dir: d.fleetDir(), Log: d.o.Log}, func(BrokerInfo) { close(ready) })
+	}()
+	select {
+	case <-ready:
+		err = d.runNodes(ctx)
+	case <-ctx.Done():
+	}
+	stopBroker()
+	if brokerErr := <-ended; brokerErr != nil {
+		return brokerErr
+	}
+	return err
+}
+
+// A dev is one development fleet.
+type dev struct {
+	o  DevOptions
+	mu sync.Mutex // held to write to Out
+}
+
+func newDev(o DevOptions) (*dev, error) {
+	o.Nodes, o.RestartAfter = cmp.Or(o.Nodes, 3), cmp.Or(o.RestartAfter, 10*time.Second)
+	o.ContextName, o.Log = cmp.Or(o.ContextName, "dev"), orDiscard(o.Log)
+	if o.Out == nil {
+		o.Out = io.Discard
+	}
+	if o.Nodes < 1 || o.Nodes > maxDevNodes {
+		return nil, muster.Errorf(muster.Invalid, "%d nodes cannot be run; expected 1 to %d", o.Nodes, maxDevNodes)
+	}
+	var err error
+	if o.Exe == "" {
+		if o.Exe, err = os.Executable(); err != nil {
+			return nil, muster.Errorf(muster.Unavailable, "find this program: %w", err)
+		}
+	}
+	if o.Dir, err = filepath.Abs(o.Dir); err != nil {
+		return nil, muster.Errorf(muster.Invalid, "the folder %q: %w", o.Dir, err)
+	}
+	return &dev{o: o}, nil
+}
+
+func (d *dev) fleetDir() string      { return filepath.Join(d.o.Dir, "fleet") }
+func (d *dev) nodeName(k int) string { return fmt.Sprintf("node%d", k) }
+func (d *dev) nodeDir(k int) string  { return filepath.Join(d.o.Dir, "nodes", d.nodeName(k)) }
+func (d *dev) print(f string, a ...any) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	_, _ = fmt.Fprintf(d.o.Out, f, a...) // for people; the fleet runs without
+}
+
+// prepare makes the fleet if there is none, and the context that leads to it.
+func (d *dev) prepare() error {
+	if !config.FleetExists(d.fleetDir()) {
+		port, err := freePort()
+		if err != nil {
+			return err
+		}
+		_, err = Init(InitOptions{Dir: d.fleetDir(), Name: "dev", Port: port, Context: d.o.ContextName})
+		return err
+	}
+	fleet, err := config.OpenFleet(d.fleetDir())
+	if err != nil {
+		return err
+	}
+	dir, err := config.ContextDir(d.o.ContextName)
+	if err != nil {
+		return err
+	}
+	c, err := config.ReadContext(dir)
+	if err != nil || c.Fleet != fleet.Fleet.ID {
+		err := AddOperator(OperatorOptions{Dir: d.fleetDir(), Name: cmp.Or(os.Getenv("USER"), "admin"), Groups: []string{"admin"}, Out: dir})
+		if err != nil {
+			return err
+		}
+	}
+	return config.SetCurrent(d.o.ContextName)
+}
+
+// freePort finds a port of loopback that nobody uses now.
+func freePort() (int, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return 0, muster.Errorf(muster.Unavailable, "find a free port: %w", err)
+	}
+	defer func() { _ = l.Close() }() // it was not used
+	return l.Addr().(*net.TCPAddr).Port, nil
+}
+
+// runNodes joins and runs all agents until ctx ends.
+func (d *dev) runNodes(ctx context.Context) error {
+	for k := 1; k <= d.o.Nodes; k++ {
+		if err := d.join(ctx, k); err != nil {
+			return err
+		}
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	var running sync.WaitGroup
+	defer running.Wait()
+	defer cancel()
+	d.print("%-10s %-8s %s\n", "NODE", "PID", "STATE")
+	for k := 1; k <= d.o.Nodes; k++ {
+		c, err := d.start(ctx, k)
+		if err != nil {
+			return err
+		}
+		d.print("%-10s %-8d %s\n", d.nodeName(k), c.cmd.Process.Pid, d.nodeDir(k))
+		running.Go(func() { d.supervise(ctx, k, c) })
+	}
+	d.print("\nThe context %q leads here. Try, in another terminal:\n\n  muster node ls\n  muster run -t all -- uname -a\n  muster run -t role=web -- uptime\n\nCtrl-C ends it; the state stays in %s.\n", d.o.ContextName, d.o.Dir)
+	<-ctx.Done()
+	return nil
+}
+
+func (d *dev) join(ctx context.Context, k int) error {
+	if config.NodeExists(d.nodeDir(k)) {
+		return nil
+	}
+	role := "web"
+	if k%2 == 0 {
+		role = "db"
+	}
+	token, err := invite(ctx, InviteOptions{Dir: d.fleetDir(), Log: d.o.Log, Invitation: enrol.Invitation{
+		Node: muster.NodeName(d.nodeName(k)), TTL: time.Hour, Policy: devPolicy, Labels: map[string]string{"role": role},
+	}})
+	if err != nil {
+		return err
+	}
+	return enrol.Join(ctx, token, d.nodeDir(k), time.Now(), d.o.Log)
+}
+
+// A child is one agent process.
+type child struct {
+	cmd   *exec.Cmd
+	alive *os.File // our end of the pipe by which it knows that we live
+	log   *os.File
+}
+
+func (d *dev) start(ctx context.Context, k int) (*child, error) {
+	log, err := appendTo(filepath.Join(d.nodeDir(k), "agent.log"))
+	if err != nil {
+		return nil, err
+	}
+	r, w, err := os.Pipe()
+	if err != nil {
+		_ = log.Close() // nothing was written
+		return nil, muster.Errorf(muster.Unavailable, "start %s: %w", d.nodeName(k), err)
+	}
+	c := &child{alive: w, log: log}
+	c.cmd = exec.CommandContext(ctx, d.o.Exe, "agent", "--state", d.nodeDir(k))
+	c.cmd.Stdout, c.cmd.Stderr = log, log
+	c.cmd.ExtraFiles = []*os.File{r} // descriptor 3
+	c.cmd.Env = append(os.Environ(), ParentVariable+"=3")
+	c.cmd.Cancel = func() error { return c.cmd.Process.Signal(syscall.SIGTERM) }
+	c.cmd.WaitDelay = stopGrace
+	ownGroup(c.cmd) // Ctrl-C is for us; we tell the children
+	err = c.cmd.Start()
+	_ = r.Close() // the child has its own
+	if err != nil {
+		c.close()
+		return nil, muster.Errorf(muster.Unavailable, "start %s: %w", d.nodeName(k), err)
+	}
+	return c, nil
+}
+
+func (c *child) close() {
+	_ = c.alive.Close() // nothing is written to it
+	_ = c.log.Close()   // written by the child
+}
+
+// supervise waits for the child and starts it again, until ctx ends.
+func (d *dev) supervise(ctx context.Context, k int, c *child) {
+	for {
+		var err error
+		if c != nil {
+			err = c.cmd.Wait()
+			c.close()
+		}
+		if ctx.Err() != nil {
+			return
+		}
+		d.print("%s ended (%v); it is started again in %s\n", d.nodeName(k), cmp.Or(err, errEnded), d.o.RestartAfter)
+		if !pause(ctx, d.o.RestartAfter) {
+			return
+		}
+		if c, err = d.start(ctx, k); err != nil {
+			c = nil
+			d.o.Log.Error("an agent does not start", "component", "app", "node", d.nodeName(k), "err", err)
+			continue
+		}
+		d.print("%s started again, pid %d\n", d.nodeName(k), c.cmd.Process.Pid)
+	}
+}
+
+var errEnded error = muster.Errorf(muster.Failed, "it stopped by itself")

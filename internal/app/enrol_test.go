@@ -1,0 +1,115 @@
+package app_test
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/musterfleet/muster"
+	"github.com/musterfleet/muster/internal/aaa"
+	"github.com/musterfleet/muster/internal/config"
+	"github.com/musterfleet/muster/internal/enrol"
+)
+
+func TestJoin(t *testing.T) {
+	onBoth(t, func(t *testing.T, f fleet) {
+		token := f.invite("web-1.example.org")
+		dir := filepath.Join(t.TempDir(), "node")
+
+		bad := token
+		bad.Secret = aaa.RandomSecret()
+		if err := f.join(bad, filepath.Join(t.TempDir(), "bad")); muster.KindOf(err) != muster.Denied {
+			t.Errorf("wrong secret: %v", err)
+		}
+		if err := f.join(token, dir); err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range []string{"agent.yaml", "node.creds", "ca.pem"} {
+			info, err := os.Stat(filepath.Join(dir, name))
+			if err != nil {
+				t.Error(err)
+			} else if info.Mode().Perm() != 0o600 {
+				t.Errorf("%s has mode %s", name, info.Mode())
+			}
+		}
+		conn, _, err := f.dial(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := conn.Load(f.ctx()); err != nil {
+			t.Fatal(err)
+		}
+		if err := f.join(token, filepath.Join(t.TempDir(), "other")); muster.KindOf(err) != muster.Denied {
+			t.Errorf("second use: %v", err)
+		}
+		if err := enrol.Join(f.ctx(), token, filepath.Join(t.TempDir(), "late"), token.Expires, nil); muster.KindOf(err) != muster.Denied {
+			t.Errorf("expired: %v", err)
+		}
+		if err := f.join(token, dir); muster.KindOf(err) != muster.Conflict {
+			t.Errorf("joined twice in one folder: %v", err)
+		}
+	})
+}
+
+func TestTenWrongSecretsVoidTheToken(t *testing.T) {
+	f := startFleet(t, false)
+	token := f.invite("n")
+	bad := token
+	bad.Secret = aaa.RandomSecret()
+	dir := t.TempDir()
+	for range enrol.MaxFailures {
+		if err := f.join(bad, dir); muster.KindOf(err) != muster.Denied {
+			t.Fatal(err)
+		}
+	}
+	if err := f.join(token, dir); muster.KindOf(err) != muster.Denied {
+		t.Errorf("the right secret after too many wrong ones: %v", err)
+	}
+}
+
+func TestRemovedNodeIsPutOut(t *testing.T) {
+	onBoth(t, func(t *testing.T, f fleet) {
+		dir := filepath.Join(t.TempDir(), "node")
+		open := f.invite("n")
+		if err := f.join(f.invite("n"), dir); err != nil {
+			t.Fatal(err)
+		}
+		conn, _, err := f.dial(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		kv, err := f.operator().Fleet(f.ctx())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := kv.Put(f.ctx(), "remove.n", []byte(`{}`)); err != nil {
+			t.Fatal(err)
+		}
+		select {
+		case <-conn.Done():
+		case <-time.After(patience):
+			t.Fatal("the removed node stays connected")
+		}
+		if _, _, err := f.dial(dir); muster.KindOf(err) != muster.Denied {
+			t.Errorf("the removed node comes back: %v", err)
+		}
+		if err := f.join(open, filepath.Join(t.TempDir(), "open")); muster.KindOf(err) != muster.Denied {
+			t.Errorf("an older invitation still works: %v", err)
+		}
+		again := filepath.Join(t.TempDir(), "again")
+		if err := f.join(f.invite("n"), again); err != nil {
+			t.Fatal(err)
+		}
+		if _, _, err := f.dial(again); err != nil {
+			t.Errorf("a new invitation does not work: %v", err)
+		}
+		ff, err := config.OpenFleet(f.dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if all, err := ff.Revocations(); err != nil || len(all) != 1 {
+			t.Errorf("revocations: %v, %v", all, err)
+		}
+	})
+}

@@ -1,0 +1,267 @@
+package app
+
+import (
+	"cmp"
+	"context"
+	"crypto/rand"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/musterfleet/muster"
+	"github.com/musterfleet/muster/internal/aaa"
+	"github.com/musterfleet/muster/internal/broker"
+	"github.com/musterfleet/muster/internal/bus"
+	"github.com/musterfleet/muster/internal/config"
+	"github.com/musterfleet/muster/internal/enrol"
+	"github.com/musterfleet/muster/internal/pki"
+)
+
+// OperatorTTL is how long a caller's identity is valid unless told otherwise.
+const OperatorTTL = 365 * 24 * time.Hour
+
+// InitOptions say what fleet to make.
+type InitOptions struct {
+	Dir     string
+	Name    string   // for people; default "fleet"
+	Hosts   []string // names and addresses of the broker; default 127.0.0.1
+	Port    int      // default broker.DefaultPort
+	Context string   // of the first operator; default config.DefaultContext
+	Caller  string   // name of the first operator; default that of the user
+}
+
+// InitResult says what was made.
+type InitResult struct {
+	Fleet      config.Fleet
+	Context    string
+	ContextDir string
+	Caller     string
+}
+
+// Init makes a fleet: its folder with all keys, and a first operator who may
+// do everything, as a context that becomes the current one. Hosts that are all
+// of this machine alone make a fleet without TLS.
+func Init(o InitOptions) (InitResult, error) {
+	o.Name = cmp.Or(o.Name, "fleet")
+	o.Port = cmp.Or(o.Port, broker.DefaultPort)
+	o.Context = cmp.Or(o.Context, config.DefaultContext)
+	o.Caller = cmp.Or(o.Caller, os.Getenv("USER"), "admin")
+	if len(o.Hosts) == 0 {
+		o.Hosts = []string{"127.0.0.1"}
+	}
+	dir, err := filepath.Abs(o.Dir)
+	if err != nil {
+		return InitResult{}, muster.Errorf(muster.Invalid, "the folder %q: %w", o.Dir, err)
+	}
+	contextDir, err := config.ContextDir(o.Context) // before anything is made
+	if err != nil {
+		return InitResult{}, err
+	}
+	if err := createFleet(dir, o); err != nil {
+		return InitResult{}, err
+	}
+	fleet, err := config.OpenFleet(dir)
+	if err != nil {
+		return InitResult{}, err
+	}
+	result := InitResult{Fleet: fleet.Fleet, Context: o.Context, ContextDir: contextDir, Caller: o.Caller}
+	if err := AddOperator(OperatorOptions{Dir: dir, Name: o.Caller, Groups: []string{"admin"}, Out: contextDir}); err != nil {
+		return result, err
+	}
+	return result, config.SetCurrent(o.Context)
+}
+
+func createFleet(dir string, o InitOptions) error {
+	now := time.Now()
+	keys, err := aaa.NewFleetKeys()
+	if err != nil {
+		return err
+	}
+	issuer, err := aaa.GenerateIssuer()
+	if err != nil {
+		return err
+	}
+	ca, err := pki.NewAuthority("muster "+o.Name, now)
+	if err != nil {
+		return err
+	}
+	// The machine's own tools may come by loopback.
+	names := slices.Clone(o.Hosts)
+	for _, local := range []string{"localhost", "127.0.0.1", "::1"} {
+		if !slices.Contains(names, local) {
+			names = append(names, local)
+		}
+	}
+	server, err := pki.NewServer(ca, names, now)
+	if err != nil {
+		return err
+	}
+	scheme := "tls"
+	if !slices.ContainsFunc(o.Hosts, func(h string) bool { return !config.Loopback(h) }) {
+		scheme = "nats"
+	}
+	f := config.Fleet{ID: "fleet-" + rand.Text(), Name: o.Name, Prefix: bus.DefaultPrefix, Issuers: []string{issuer.PublicKey()}}
+	for _, h := range o.Hosts {
+		f.URLs = append(f.URLs, scheme+"://"+net.JoinHostPort(h, strconv.Itoa(o.Port)))
+	}
+	return config.CreateFleet(config.FleetFolder{Dir: dir, Fleet: f, Keys: keys, CA: ca, Server: server}, issuer)
+}
+
+// OperatorOptions describe a further caller.
+type OperatorOptions struct {
+	Dir    string // of the fleet
+	Name   string
+	Groups []string
+	Rights []aaa.Right   // nil is every method on every node, as far as nodes' policies allow
+	TTL    time.Duration // 0 is OperatorTTL
+	Out    string        // folder to write the context to
+}
+
+// AddOperator makes a caller: credentials for the broker and, with another
+// key, an identity to sign commands with. It writes them as a context into a
+// folder to hand over. What is there already is replaced.
+func AddOperator(o OperatorOptions) error {
+	fleet, err := config.OpenFleet(o.Dir)
+	if err != nil {
+		return err
+	}
+	if len(o.Rights) == 0 {
+		o.Rights = []aaa.Right{{Methods: []string{"*"}, Nodes: []string{"*"}}}
+	}
+	now := time.Now()
+	expires := now.Add(cmp.Or(o.TTL, OperatorTTL))
+	identity, err := newIdentity(fleet, o, expires, now)
+	if err != nil {
+		return err
+	}
+	creds, err := enrol.NewCreds(fleet.Keys, o.Name, bus.OperatorPermissions(fleet.Fleet.Prefix), expires, now)
+	if err != nil {
+		return err
+	}
+	return config.WriteContext(o.Out, config.Context{
+		Fleet: fleet.Fleet.ID, Prefix: fleet.Fleet.Prefix, URLs: fleet.Fleet.URLs,
+		Credentials: creds, Identity: aaa.NewSecret(identity.Marshal()), CA: fleet.MemberCA(),
+	})
+}
+
+func newIdentity(fleet config.FleetFolder, o OperatorOptions, expires, now time.Time) (aaa.Identity, error) {
+	issuer, err := fleet.Issuer()
+	if err != nil {
+		return aaa.Identity{}, err
+	}
+	seed, public, err := aaa.NewUserKey()
+	if err != nil {
+		return aaa.Identity{}, err
+	}
+	token, err := issuer.Issue(aaa.CallerClaims{
+		PublicKey: public, Name: o.Name, Fleet: fleet.Fleet.ID, Groups: o.Groups, Rights: o.Rights, Expires: expires,
+	}, now)
+	if err != nil {
+		return aaa.Identity{}, err
+	}
+	return aaa.NewIdentity(token, seed)
+}
+
+// InviteOptions say who is invited to which fleet.
+type InviteOptions struct {
+	Dir string // of the fleet
+	enrol.Invitation
+	Log *slog.Logger
+}
+
+// Invite makes a join token, as text. The broker must be running.
+func Invite(ctx context.Context, o InviteOptions) (string, error) {
+	token, err := invite(ctx, o)
+	if err != nil {
+		return "", err
+	}
+	return token.Encode()
+}
+
+func invite(ctx context.Context, o InviteOptions) (aaa.Token, error) {
+	fleet, err := config.OpenFleet(o.Dir)
+	if err != nil {
+		return aaa.Token{}, err
+	}
+	conn, err := dialService(ctx, fleet, bus.Options{URLs: fleet.Fleet.URLs, Name: "invite", CA: fleet.MemberCA(), Log: o.Log})
+	if err != nil {
+		return aaa.Token{}, err
+	}
+	defer conn.Close()
+	return enrol.Invite(ctx, conn, fleet, o.Invitation, time.Now())
+}
+
+// dialService connects with a key and credentials that live for a day.
+func dialService(ctx context.Context, fleet config.FleetFolder, o bus.Options) (*bus.Conn, error) {
+	now := time.Now()
+	creds, err := enrol.NewCreds(fleet.Keys, "muster "+o.Name, bus.OperatorPermissions(fleet.Fleet.Prefix), now.Add(24*time.Hour), now)
+	if err != nil {
+		return nil, err
+	}
+	o.Prefix = fleet.Fleet.Prefix
+	return dialWith(ctx, creds, o)
+}
+
+func dialWith(ctx context.Context, creds aaa.Secret, o bus.Options) (*bus.Conn, error) {
+	userJWT, seed, err := config.ParseCreds(creds)
+	if err != nil {
+		return nil, err
+	}
+	o.JWT, o.Seed = userJWT, string(seed.Reveal())
+	return bus.Dial(ctx, o)
+}
+
+// ServerConfig returns the configuration file of a separate nats-server that
+// serves the fleet in the folder, instead of 'muster broker'. Beside it runs
+// the service (see RunService). It holds no secrets but names of files that
+// do.
+func ServerConfig(dir string) ([]byte, error) {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return nil, muster.Errorf(muster.Invalid, "the folder %q: %w", dir, err)
+	}
+	fleet, err := config.OpenFleet(dir)
+	if err != nil {
+		return nil, err
+	}
+	auth, err := authOf(fleet)
+	if err != nil {
+		return nil, err
+	}
+	host, port, err := listenOn(fleet, "")
+	if err != nil {
+		return nil, err
+	}
+	b := fmt.Appendf(nil, "# A nats-server for the fleet %s. Make it again after nodes were removed.\n", fleet.Fleet.Name)
+	b = fmt.Appendf(b, "server_name: %q\nlisten: %q\nmax_payload: 2MB\nmax_connections: 65536\nping_interval: \"30s\"\nping_max: 2\n\n", "muster-"+fleet.Fleet.ID, net.JoinHostPort(host, strconv.Itoa(port)))
+	b = fmt.Appendf(b, "# What is accepted must survive a power cut.\njetstream {\n  store_dir: %q\n  sync_interval: always\n}\n\n", fleet.StoreDir())
+	if fleet.Fleet.TLS() {
+		b = fmt.Appendf(b, "tls {\n  cert_file: %q\n  key_file: %q\n  timeout: 10\n}\n\n", filepath.Join(dir, "tls", "server.pem"), filepath.Join(dir, "tls", "server.key"))
+	}
+	b = fmt.Appendf(b, "operator: %s\nsystem_account: %s\nresolver: MEMORY\nresolver_preload {\n", auth.OperatorJWT, auth.SystemAccount)
+	for _, key := range slices.Sorted(maps.Keys(auth.Accounts)) {
+		b = fmt.Appendf(b, "  %s: %s\n", key, auth.Accounts[key])
+	}
+	return append(b, "}\n"...), nil
+}
+
+// systemCreds lets the service tell the server of a new account JWT.
+func systemCreds(fleet config.FleetFolder, subject string) (aaa.Secret, error) {
+	now := time.Now()
+	seed, public, err := aaa.NewUserKey()
+	if err != nil {
+		return aaa.Secret{}, err
+	}
+	p := bus.Permissions{Publish: []string{subject}, Subscribe: []string{"_INBOX.>"}}
+	token, err := fleet.Keys.SystemUserJWT(enrol.UserSpec("muster service", public, p, now.Add(time.Hour)), now)
+	if err != nil {
+		return aaa.Secret{}, err
+	}
+	return aaa.Creds(token, seed)
+}

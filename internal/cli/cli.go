@@ -1,0 +1,306 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/musterfleet/muster/client"
+)
+
+// A program is one run of the command line: where it reads and writes, and the
+// global flags.
+type program struct {
+	stdin          io.Reader
+	stdout, stderr io.Writer
+	env            func(string) string
+	back           Backend
+	now            func() time.Time
+
+	format   string
+	context  string
+	logLevel string
+	noColor  bool
+	outTerm  terminal // stdout
+	errTerm  terminal // stderr
+	inTerm   bool     // stdin is a terminal
+}
+
+// Main runs one command line and returns its exit code. The end of ctx
+// interrupts it.
+func Main(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer, env func(string) string) int {
+	return run(ctx, &program{
+		stdin: stdin, stdout: stdout, stderr: stderr, env: env,
+		back: application{}, now: time.Now,
+		outTerm: terminalOf(stdout, env), errTerm: terminalOf(stderr, env), inTerm: isTerminal(stdin),
+	}, args)
+}
+
+func run(ctx context.Context, p *program, args []string) int {
+	root := p.root()
+	// Not nil even when there are none: nil makes cobra read os.Args.
+	root.SetArgs(append([]string{}, args...))
+	root.SetIn(p.stdin)
+	root.SetOut(p.stdout)
+	root.SetErr(p.stderr)
+	err := root.ExecuteContext(ctx)
+	if err == nil {
+		return ExitOK
+	}
+	if ctx.Err() != nil && !isExit(err) {
+		return ExitInterrupted
+	}
+	p.printError(err)
+	return exitCode(err)
+}
+
+const rootLong = `muster runs commands on machines that you cannot always reach.
+
+A command that you send is stored by the broker until its node has taken it,
+runs at most once, and always gets an outcome: done, failed, expired,
+cancelled, refused or unknown. Never silence.
+
+Nodes are chosen with a selector, -t EXPRESSION: names (web1), globs (web*),
+regular expressions (/^web/), labels and facts (role=web, os.id=debian,
+cores>=4), joined by and, or, not and parentheses. "all" is every node.
+
+Exit codes:
+  0    ok
+  1    error
+  2    the command line is wrong
+  3    some nodes failed
+  4    nothing matched
+  5    pending, expired or timed out
+  6    denied
+  130  interrupted`
+
+const rootExample = `  # try it on this machine: a broker and three nodes
+  muster dev
+
+  # in another terminal
+  muster node ls
+  muster run -t all -- uname -a
+  muster send echo hello -t all --wait
+  muster command ls`
+
+func (p *program) root() *cobra.Command {
+	root := &cobra.Command{
+		Use:           "muster",
+		Short:         "Run commands on machines that you cannot always reach",
+		Long:          rootLong,
+		Example:       rootExample,
+		Version:       Version(),
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		PersistentPreRunE: func(*cobra.Command, []string) error {
+			return p.checkGlobals()
+		},
+		CompletionOptions: cobra.CompletionOptions{DisableDefaultCmd: true},
+	}
+	group(root)
+	root.SetVersionTemplate("muster {{.Version}}\n")
+	flags := root.PersistentFlags()
+	flags.StringVarP(&p.format, "output", "o", "table", "form of the output: table, json, jsonl or yaml")
+	flags.StringVar(&p.context, "context", "", "context to use, see 'muster context' (default: $MUSTER_CONTEXT or the one in use)")
+	flags.StringVar(&p.logLevel, "log-level", "info", "least level of the log on stderr: debug, info, warn or error")
+	flags.BoolVar(&p.noColor, "no-color", false, "no colours, as with NO_COLOR in the environment")
+	root.SetFlagErrorFunc(flagError)
+
+	root.AddGroup(
+		&cobra.Group{ID: "daily", Title: "Daily use:"},
+		&cobra.Group{ID: "look", Title: "Look and mend:"},
+		&cobra.Group{ID: "daemon", Title: "Set up and run:"},
+	)
+	add := func(id string, commands ...*cobra.Command) {
+		for _, c := range commands {
+			c.GroupID = id
+			root.AddCommand(c)
+		}
+	}
+	add("daily", p.runCommand(), p.sendCommand(), p.pingCommand(), p.nodeCommand(), p.commandCommand(), p.methodCommand())
+	add("look", p.doctorCommand(), p.deadLetterCommand(), p.eventCommand(), p.outboxCommand(), p.contextCommand())
+	add("daemon", p.devCommand(), p.initCommand(), p.brokerCommand(), p.agentCommand())
+	root.AddCommand(p.versionCommand(), p.completionCommand())
+	root.SetHelpCommand(helpCommand())
+	usageErrors(root)
+	p.completeGlobals(root)
+	return root
+}
+
+// helpCommand is cobra's, with an example and with an error for what it does
+// not know.
+func helpCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "help [COMMAND]",
+		Short: "Show the help of a command",
+		Long:  "Show the help of a command, as --help does.",
+		Example: `  muster help run
+  muster help node invite`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			found, rest, err := cmd.Root().Find(args)
+			if err != nil || found == nil {
+				return usagef(cmd, "there is no help for %q", strings.Join(args, " "))
+			}
+			if len(rest) > 0 {
+				return unknownCommand(found, rest[0])
+			}
+			return found.Help()
+		},
+	}
+}
+
+// group makes a command one that has only subcommands.
+func group(c *cobra.Command) *cobra.Command {
+	c.Args = cobra.ArbitraryArgs
+	c.RunE = func(cmd *cobra.Command, args []string) error {
+		if len(args) == 0 {
+			return cmd.Help()
+		}
+		return unknownCommand(cmd, args[0])
+	}
+	return c
+}
+
+func unknownCommand(cmd *cobra.Command, name string) error {
+	cmd.SuggestionsMinimumDistance = 2
+	e := usagef(cmd, "unknown command %q for %q", name, cmd.CommandPath())
+	if s := cmd.SuggestionsFor(name); len(s) > 0 {
+		e.hint = fmt.Sprintf("did you mean '%s %s'?", cmd.CommandPath(), s[0])
+	}
+	return e
+}
+
+// usageErrors makes wrong numbers of arguments errors of usage, in all
+// commands.
+func usageErrors(c *cobra.Command) {
+	if check := c.Args; check != nil {
+		c.Args = func(cmd *cobra.Command, args []string) error {
+			if err := check(cmd, args); err != nil {
+				if _, ok := err.(*usageError); ok {
+					return err
+				}
+				return usagef(cmd, "%w", err)
+			}
+			return nil
+		}
+	}
+	for _, sub := range c.Commands() {
+		usageErrors(sub)
+	}
+}
+
+func flagError(cmd *cobra.Command, err error) error {
+	e := usagef(cmd, "%w", err)
+	if unknown, ok := err.(*pflag.NotExistError); ok {
+		var names []string
+		cmd.Flags().VisitAll(func(f *pflag.Flag) {
+			if !f.Hidden {
+				names = append(names, f.Name)
+			}
+		})
+		if near := nearest(unknown.GetSpecifiedName(), names); near != "" {
+			e.hint = fmt.Sprintf("did you mean --%s?", near)
+		}
+	}
+	return e
+}
+
+// nearest returns the known word that a person may have meant, or "".
+func nearest(word string, known []string) string {
+	best, cost := "", min(3, (len(word)+1)/2)
+	for _, k := range known {
+		if d := distance(word, k); d < cost || d == cost && best == "" {
+			best, cost = k, d
+		}
+	}
+	return best
+}
+
+// distance is the number of letters to insert, delete or replace.
+func distance(a, b string) int {
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		diagonal := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			cost := diagonal
+			if a[i] != b[j] {
+				cost++
+			}
+			diagonal = row[j+1]
+			row[j+1] = min(cost, row[j]+1, row[j+1]+1)
+		}
+	}
+	return row[len(b)]
+}
+
+var formats = []string{"table", "json", "jsonl", "yaml"}
+
+func (p *program) checkGlobals() error {
+	if !slices.Contains(formats, p.format) {
+		return usagef(nil, "output %q is unknown; expected table, json, jsonl or yaml", p.format)
+	}
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(p.logLevel)); err != nil {
+		return usagef(nil, "log level %q is unknown; expected debug, info, warn or error", p.logLevel)
+	}
+	if p.noColor {
+		p.outTerm.color, p.errTerm.color = false, false
+	}
+	return nil
+}
+
+// logger writes to stderr.
+func (p *program) logger() *slog.Logger {
+	var level slog.Level
+	_ = level.UnmarshalText([]byte(p.logLevel)) // checked before
+	return slog.New(slog.NewTextHandler(p.stderr, &slog.HandlerOptions{Level: level}))
+}
+
+// say writes a line for a person to stderr.
+func (p *program) say(format string, args ...any) {
+	fmt.Fprintf(p.stderr, format+"\n", args...)
+}
+
+// patience bounds a question to the broker. The SDK itself would wait for as
+// long as the broker is away, and somebody at a terminal wants to know.
+const patience = 30 * time.Second
+
+// with connects, calls f and disconnects.
+func (p *program) with(ctx context.Context, f func(ctx context.Context, c SDK) error) error {
+	quick, cancel := context.WithTimeout(ctx, patience)
+	c, err := p.back.Connect(quick, p.context)
+	cancel()
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	return f(ctx, c)
+}
+
+// ask is with for a command that only asks a question or changes one thing:
+// all of it must be over within patience.
+func (p *program) ask(ctx context.Context, f func(ctx context.Context, c SDK) error) error {
+	return p.with(ctx, func(ctx context.Context, c SDK) error {
+		ctx, cancel := context.WithTimeout(ctx, patience)
+		defer cancel()
+		return f(ctx, c)
+	})
+}
+
+// choose resolves a selector within patience.
+func choose(ctx context.Context, c SDK, selector string) ([]client.Node, error) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	return c.Select(ctx, selector)
+}

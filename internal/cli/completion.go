@@ -1,0 +1,131 @@
+package cli
+
+import (
+	"context"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/musterfleet/muster"
+	"github.com/musterfleet/muster/client"
+)
+
+// completionPatience bounds what a completion may take: somebody has pressed a
+// key and waits.
+const completionPatience = time.Second
+
+func (p *program) completionCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "completion SHELL",
+		Short: "Print a script that completes commands, nodes and methods",
+		Long: `Print a script for bash, zsh, fish or powershell. With it the tab key completes
+commands and flags, and the names of nodes and methods as the broker knows them.`,
+		Example: `  source <(muster completion bash)
+  muster completion zsh > "${fpath[1]}/_muster"
+  muster completion fish > ~/.config/fish/completions/muster.fish`,
+		Args:              cobra.ExactArgs(1),
+		ValidArgsFunction: cobra.FixedCompletions([]string{"bash", "zsh", "fish", "powershell"}, cobra.ShellCompDirectiveNoFileComp),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			root := cmd.Root()
+			switch args[0] {
+			case "bash":
+				return root.GenBashCompletionV2(p.stdout, true)
+			case "zsh":
+				return root.GenZshCompletion(p.stdout)
+			case "fish":
+				return root.GenFishCompletion(p.stdout, true)
+			case "powershell":
+				return root.GenPowerShellCompletionWithDesc(p.stdout)
+			}
+			return usagef(cmd, "shell %q is unknown; expected bash, zsh, fish or powershell", args[0])
+		},
+	}
+}
+
+func (p *program) completeGlobals(root *cobra.Command) {
+	fixed := func(words ...string) cobra.CompletionFunc {
+		return cobra.FixedCompletions(words, cobra.ShellCompDirectiveNoFileComp)
+	}
+	_ = root.RegisterFlagCompletionFunc("output", fixed(formats...)) // fails only for a flag that is not there
+	_ = root.RegisterFlagCompletionFunc("log-level", fixed("debug", "info", "warn", "error"))
+	_ = root.RegisterFlagCompletionFunc("context", func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
+		return p.contextNames(), cobra.ShellCompDirectiveNoFileComp
+	})
+}
+
+// known asks the broker for its nodes. The broker may be away; then nothing is
+// completed. The answer is not waited for longer than completionPatience even
+// if the SDK does not heed its context.
+func (p *program) known(cmd *cobra.Command) []client.Node {
+	ctx := cmd.Context()
+	if ctx == nil {
+		ctx = context.Background()
+	}
+	ctx, cancel := context.WithTimeout(ctx, completionPatience)
+	defer cancel()
+	result := make(chan []client.Node, 1)
+	go func() {
+		c, err := p.back.Connect(ctx, p.context)
+		if err != nil {
+			result <- nil
+			return
+		}
+		nodes, _ := c.Nodes(ctx)
+		result <- nodes
+		c.Close() // after the answer: the program may end meanwhile
+	}()
+	select {
+	case nodes := <-result:
+		return nodes
+	case <-ctx.Done():
+		return nil
+	}
+}
+
+func (p *program) completeNodes(cmd *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
+	var list []string
+	for _, n := range p.known(cmd) {
+		list = append(list, cobra.CompletionWithDesc(string(n.Name), onlineCell(n).text))
+	}
+	return list, cobra.ShellCompDirectiveNoFileComp
+}
+
+// completeOneNode completes the first argument only.
+func (p *program) completeOneNode(cmd *cobra.Command, args []string, word string) ([]string, cobra.ShellCompDirective) {
+	if len(args) > 0 {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	return p.completeNodes(cmd, args, word)
+}
+
+func (p *program) completeMethods(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+	if len(args) > 0 {
+		return p.completeKeys(args[0])
+	}
+	cat, err := catalogueOf(p.known(cmd))
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	var list []string
+	for _, s := range cat.registry.Specs() {
+		list = append(list, cobra.CompletionWithDesc(string(s.Name), clean(s.Description)))
+	}
+	return list, cobra.ShellCompDirectiveNoFileComp
+}
+
+// completeKeys completes the properties of a built-in method.
+func (p *program) completeKeys(name string) ([]string, cobra.ShellCompDirective) {
+	cat, err := catalogueOf(nil)
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveDefault
+	}
+	spec, err := cat.spec(muster.Method(name))
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveDefault
+	}
+	var list []string
+	for _, k := range properties(spec.Input) {
+		list = append(list, k+"=")
+	}
+	return list, cobra.ShellCompDirectiveNoSpace
+}

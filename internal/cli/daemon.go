@@ -1,0 +1,259 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/musterfleet/muster"
+	"github.com/musterfleet/muster/internal/app"
+)
+
+// stateDir is the default folder of a part of muster: under /var/lib/muster
+// for root, under the user's folder of state for others.
+func (p *program) stateDir(part string) string {
+	switch home := p.env("XDG_STATE_HOME"); {
+	case os.Geteuid() == 0:
+		return filepath.Join("/var/lib/muster", part)
+	case filepath.IsAbs(home):
+		return filepath.Join(home, "muster", part)
+	}
+	return filepath.Join(p.env("HOME"), ".local/state/muster", part)
+}
+
+// orderly makes the end by a signal, which is how daemons end, no error.
+func orderly(ctx context.Context, err error) error {
+	if ctx.Err() != nil && (err == nil || errors.Is(err, context.Canceled)) {
+		return nil
+	}
+	if ctx.Err() != nil {
+		// Said here: Main takes any error after an interrupt for the interrupt.
+		return fmt.Errorf("stop: %w", err)
+	}
+	return err
+}
+
+func (p *program) devCommand() *cobra.Command {
+	var o app.DevOptions
+	restart := durationFlag(10 * time.Second)
+	cmd := &cobra.Command{
+		Use:   "dev",
+		Short: "Run a whole fleet on this machine, to try and to develop",
+		Long: `Run a broker and some nodes on this machine until Ctrl-C, and make a context
+"dev" that leads to them. Each node is a process of its own, so that you can
+kill one and see what becomes of its commands; it comes back by itself. The
+state stays, and the next start finds it again.`,
+		Example: `  muster dev
+  muster dev --nodes 10 --restart-after 1m
+  muster run -t all -- uname -a       # in another terminal`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if o.Nodes < 1 {
+				return usagef(cmd, "--nodes %d is out of range; expected 1 or more", o.Nodes)
+			}
+			exe, err := os.Executable()
+			if err != nil {
+				return fmt.Errorf("find this program, to start nodes with: %w", err)
+			}
+			o.Exe, o.Out, o.RestartAfter, o.Log = exe, p.stdout, time.Duration(restart), p.logger()
+			if p.context != "" {
+				o.ContextName = p.context
+			}
+			return orderly(cmd.Context(), p.back.RunDev(cmd.Context(), o))
+		},
+	}
+	cmd.Flags().IntVar(&o.Nodes, "nodes", 3, "number of nodes")
+	cmd.Flags().StringVar(&o.Dir, "state", p.stateDir("dev"), "folder for all state")
+	cmd.Flags().Var(&restart, "restart-after", "how long a node that died stays away")
+	return cmd
+}
+
+func (p *program) initCommand() *cobra.Command {
+	var o app.InitOptions
+	cmd := &cobra.Command{
+		Use:   "init",
+		Short: "Make a fleet: its keys, and you as its first operator",
+		Long: `Make a fleet in the folder --state: the keys of its broker and of its issuer,
+who says who is who; and a context for you, who may do everything. The folder
+holds the secrets of the fleet. Keep it, and keep it safe.
+
+--host names the broker as nodes reach it. Without it the fleet is for this
+machine alone.`,
+		Example: `  muster init --host broker.example.net
+  muster init --name lab --state ./lab --context lab`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			o.Context = p.context
+			r, err := p.back.Init(o)
+			if err != nil {
+				return err
+			}
+			data := map[string]any{
+				"fleet": r.Fleet.ID, "name": r.Fleet.Name, "urls": r.Fleet.URLs, "state": o.Dir,
+				"context": r.Context, "context_dir": r.ContextDir, "caller": r.Caller,
+			}
+			err = show(p, data, func(w io.Writer) error {
+				_, err := fmt.Fprintf(w, "fleet    %s (%s)\nstate    %s\nbroker   %s\ncontext  %s (current now)\ncaller   %s\n",
+					r.Fleet.Name, r.Fleet.ID, o.Dir, strings.Join(r.Fleet.URLs, " "), r.Context, r.Caller)
+				return err
+			})
+			p.say("next: start the broker with 'muster broker', then invite a node with 'muster node invite NAME'")
+			return err
+		},
+	}
+	fs := cmd.Flags()
+	fs.StringVar(&o.Dir, "state", p.stateDir("fleet"), "folder to make the fleet in")
+	fs.StringVar(&o.Name, "name", "fleet", "name of the fleet, for people")
+	fs.StringSliceVar(&o.Hosts, "host", nil, "name or address of the broker; can be repeated (default 127.0.0.1)")
+	fs.IntVar(&o.Port, "port", 0, "port of the broker (default: that of NATS)")
+	fs.StringVar(&o.Caller, "caller", "", "your name in the fleet (default $USER)")
+	return cmd
+}
+
+func (p *program) brokerCommand() *cobra.Command {
+	var dir, listen, url, creds string
+	cmd := &cobra.Command{
+		Use:   "broker",
+		Short: "Run the broker of a fleet",
+		Long: `Run the broker of the fleet in --state until Ctrl-C. It is a NATS server with
+JetStream within this process.
+
+With --broker, a NATS server of your own is used instead: this process does the
+rest (it admits nodes). 'muster broker config' prints what that server needs.`,
+		Example: `  muster broker
+  muster broker --listen 0.0.0.0:4222
+  muster broker --broker nats://nats.example.net:4222 --creds service.creds`,
+		Args: cobra.ArbitraryArgs,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			ctx := cmd.Context()
+			switch {
+			case len(args) > 0:
+				return unknownCommand(cmd, args[0])
+			case url == "" && creds != "":
+				return usagef(cmd, "--creds is for a server of your own: --broker is missing")
+			case url != "" && listen != "":
+				return usagef(cmd, "--broker and --listen exclude each other")
+			case url != "":
+				o := app.ServiceOptions{Dir: dir, BrokerURL: url, CredsFile: creds, Log: p.logger()}
+				return orderly(ctx, p.back.RunService(ctx, o, func() { p.say("ready, with the broker at %s", url) }))
+			}
+			o := app.BrokerOptions{Dir: dir, Listen: listen, Log: p.logger()}
+			return orderly(ctx, p.back.RunBroker(ctx, o, func(i app.BrokerInfo) { p.say("ready at %s", i.URL) }))
+		},
+	}
+	cmd.PersistentFlags().StringVar(&dir, "state", p.stateDir("fleet"), "folder of the fleet, as given to 'muster init'")
+	cmd.Flags().StringVar(&listen, "listen", "", "HOST:PORT to listen on (default: as the fleet was made)")
+	cmd.Flags().StringVar(&url, "broker", "", "address of a NATS server of your own")
+	cmd.Flags().StringVar(&creds, "creds", "", "file with credentials for it (default: made with the fleet's keys)")
+	cmd.AddCommand(&cobra.Command{
+		Use:   "config",
+		Short: "Print the configuration for a NATS server of your own",
+		Long: `Print the configuration that makes a nats-server the broker of the fleet: its
+operator, accounts and JetStream. It holds no secret keys.`,
+		Example: `  muster broker config > nats-server.conf
+  nats-server -c nats-server.conf`,
+		Args: cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error {
+			b, err := p.back.ServerConfig(dir)
+			if err != nil {
+				return err
+			}
+			_, err = p.stdout.Write(b)
+			return err
+		},
+	})
+	return cmd
+}
+
+func (p *program) agentCommand() *cobra.Command {
+	var o app.AgentOptions
+	var join, joinFile string
+	heartbeat := durationFlag(0)
+	cmd := &cobra.Command{
+		Use:   "agent",
+		Short: "Run the agent of a node",
+		Long: `Run the agent that makes this machine a node, until Ctrl-C. The first start needs
+the token of 'muster node invite'; the agent makes its own key with it and keeps
+it in --state. Later starts need nothing.
+
+Give the token on stdin (--join -), in a file (--join-file) or in the variable
+MUSTER_JOIN. It can also stand behind --join, but arguments are seen by every
+user of the machine.`,
+		Example: `  muster agent --join -
+  muster agent --join-file /run/token --state /var/lib/muster/agent
+  muster agent`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if join != "" && joinFile != "" {
+				return usagef(cmd, "--join and --join-file exclude each other")
+			}
+			token, err := p.token(join, joinFile)
+			if err != nil {
+				return err
+			}
+			if o.Node != "" {
+				if err := muster.NodeName(o.Node).Validate(); err != nil {
+					return usage(err)
+				}
+			}
+			o.Token, o.Heartbeat, o.Log, o.Version = token, time.Duration(heartbeat), p.logger(), Version()
+			o.Ready = func() { p.say("connected") }
+			return orderly(cmd.Context(), p.back.RunAgent(cmd.Context(), o))
+		},
+	}
+	fs := cmd.Flags()
+	fs.StringVar(&join, "join", "", "token of an invitation, - for stdin")
+	fs.StringVar(&joinFile, "join-file", "", "file with the token")
+	fs.StringVar(&o.StateDir, "state", p.stateDir("agent"), "folder of the node: keys, journal, policy")
+	fs.StringVar(&o.BrokerURL, "broker", "", "address of the broker (default: as the invitation said)")
+	fs.StringVar(&o.CredsFile, "creds", "", "file with credentials for the broker (default: as the invitation said)")
+	fs.StringVar(&o.Node, "node", "", "name of the node (default: as the invitation said)")
+	fs.StringVar(&o.Fleet, "fleet", "", "id of the fleet (default: as the invitation said)")
+	fs.StringSliceVar(&o.Issuers, "issuer", nil, "public key of an issuer to trust; can be repeated (default: as the invitation said)")
+	fs.StringVar(&o.PolicyFile, "policy", "", "file with the policy (default: policy.yaml in --state)")
+	fs.StringVar(&o.FactsDir, "facts", "", "folder with facts of your own")
+	fs.StringSliceVar(&o.MethodDirs, "methods", nil, "folder with methods of your own; can be repeated")
+	fs.Var(&heartbeat, "heartbeat", "how often to say that the node is alive")
+	fs.Int64Var(&o.MaxOutput, "max-output", 0, "bytes of output that are kept of each stream of a run (0: the default)")
+	return cmd
+}
+
+// maxToken bounds what is read as a token.
+const maxToken = 64 << 10
+
+func (p *program) token(join, file string) (string, error) {
+	from, text := "--join", join
+	switch {
+	case join == "-":
+		b, err := io.ReadAll(io.LimitReader(p.stdin, maxToken))
+		if err != nil {
+			return "", fmt.Errorf("read the token from stdin: %w", err)
+		}
+		from, text = "stdin", string(b)
+	case join != "":
+	case file != "":
+		f, err := os.Open(file)
+		if err != nil {
+			return "", fmt.Errorf("read the token: %w", err)
+		}
+		defer f.Close()
+		b, err := io.ReadAll(io.LimitReader(f, maxToken))
+		if err != nil {
+			return "", fmt.Errorf("read the token: %w", err)
+		}
+		from, text = file, string(b)
+	default:
+		return strings.TrimSpace(p.env("MUSTER_JOIN")), nil
+	}
+	if text = strings.TrimSpace(text); text == "" {
+		return "", usagef(nil, "there is no token in %s", from)
+	}
+	return text, nil
+}

@@ -1,0 +1,139 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"slices"
+	"strconv"
+
+	"github.com/spf13/cobra"
+
+	"github.com/musterfleet/muster"
+	"github.com/musterfleet/muster/client"
+)
+
+func (p *program) deadLetterCommand() *cobra.Command {
+	cmd := group(&cobra.Command{
+		Use:   "deadletter",
+		Short: "Look after messages that nodes could not take for commands",
+		Long: `A dead letter is a message that a node could not take for a command. It is set
+aside so that it does not hold up what comes after it, and kept so that it can
+be queued again when the cause is mended.`,
+		Example: `  muster deadletter ls
+  muster deadletter show 17
+  muster deadletter requeue 17`,
+	})
+	var node string
+	ls := &cobra.Command{
+		Use:     "ls",
+		Aliases: []string{"list"},
+		Short:   "List dead letters",
+		Long:    `List dead letters, with why each was set aside.`,
+		Example: `  muster deadletter ls
+  muster deadletter ls --node web1 -o json`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return p.ask(cmd.Context(), func(ctx context.Context, c SDK) error {
+				all, err := c.DeadLetters(ctx, muster.NodeName(node))
+				if err != nil {
+					return err
+				}
+				if len(all) == 0 && p.format == "table" {
+					p.say("there are no dead letters")
+					return nil
+				}
+				return list(p, all, func() *table {
+					t := newTable("SEQ", "NODE", "TIME", "SIZE", "REASON")
+					for _, d := range all {
+						t.row(d.Seq, d.Node, ago(p.now(), d.Time), d.Size, d.Reason)
+					}
+					return t
+				})
+			})
+		},
+	}
+	ls.Flags().StringVar(&node, "node", "", "only of this node")
+	_ = ls.RegisterFlagCompletionFunc("node", p.completeNodes)
+	cmd.AddCommand(ls,
+		&cobra.Command{
+			Use:   "show SEQ",
+			Short: "Show a dead letter with its content",
+			Long:  `Show a dead letter with its content. SEQ is its number in 'muster deadletter ls'.`,
+			Example: `  muster deadletter show 17
+  muster deadletter show 17 -o json`,
+			Args: cobra.ExactArgs(1),
+			RunE: func(cmd *cobra.Command, args []string) error {
+				seqs, err := sequences(args)
+				if err != nil {
+					return err
+				}
+				return p.ask(cmd.Context(), func(ctx context.Context, c SDK) error {
+					all, err := c.DeadLetters(ctx, "")
+					if err != nil {
+						return err
+					}
+					i := slices.IndexFunc(all, func(d client.DeadLetter) bool { return d.Seq == seqs[0] })
+					if i < 0 {
+						return muster.Errorf(muster.NotFound, "there is no dead letter %d", seqs[0]).WithHint("'muster deadletter ls' lists them")
+					}
+					d := all[i]
+					return show(p, d, func(w io.Writer) error {
+						fmt.Fprintf(w, "seq     %d\nnode    %s\ntime    %s\nreason  %s\nsize    %s\n", d.Seq, d.Node, stamp(d.Time), clean(d.Reason), plural(d.Size, "byte"))
+						_, err := fmt.Fprintf(w, "data    %s\n", strconv.QuoteToGraphic(string(d.Data)))
+						return err
+					})
+				})
+			},
+		},
+		p.deadLetterChange("requeue SEQ...", "Queue dead letters again", "Queue dead letters again for their nodes, after the cause was mended.", "queued again", SDK.Requeue),
+		p.deadLetterChange("rm SEQ...", "Remove dead letters for good", "Remove dead letters. There is no way back.", "removed", SDK.DropDeadLetter),
+	)
+	return cmd
+}
+
+func (p *program) deadLetterChange(use, short, long, done string, change func(SDK, context.Context, uint64) error) *cobra.Command {
+	var dry bool
+	cmd := &cobra.Command{
+		Use:   use,
+		Short: short,
+		Long:  long,
+		Args:  cobra.MinimumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			seqs, err := sequences(args)
+			if err != nil {
+				return err
+			}
+			if dry {
+				p.say("dry run: %s would be %s", plural(len(seqs), "dead letter"), done)
+				return nil
+			}
+			return p.ask(cmd.Context(), func(ctx context.Context, c SDK) error {
+				for _, seq := range seqs {
+					if err := change(c, ctx, seq); err != nil {
+						return fmt.Errorf("dead letter %d: %w", seq, err)
+					}
+					p.say("%s dead letter %d", done, seq)
+				}
+				return nil
+			})
+		},
+	}
+	cmd.Example = fmt.Sprintf("  muster deadletter %s 17\n  muster deadletter %[1]s 17 18 19 --dry-run", cmd.Name())
+	cmd.Flags().BoolVar(&dry, "dry-run", false, "change nothing")
+	return cmd
+}
+
+func sequences(args []string) ([]uint64, error) {
+	var list []uint64
+	for _, a := range args {
+		n, err := strconv.ParseUint(a, 10, 64)
+		if err != nil {
+			e := usagef(nil, "%q is not the number of a dead letter", a)
+			e.hint = "'muster deadletter ls' lists them"
+			return nil, e
+		}
+		list = append(list, n)
+	}
+	return list, nil
+}

@@ -1,0 +1,102 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/musterfleet/muster/client"
+)
+
+func (p *program) eventCommand() *cobra.Command {
+	cmd := group(&cobra.Command{
+		Use:   "event",
+		Short: "See what happened on nodes",
+		Long:  `An event is something that happened on a node, besides the states of commands.`,
+		Example: `  muster event ls --since 1h
+  muster event follow`,
+	})
+	cmd.AddCommand(p.eventList(), p.eventFollow())
+	return cmd
+}
+
+func (p *program) eventList() *cobra.Command {
+	since := durationFlag(24 * time.Hour)
+	cmd := &cobra.Command{
+		Use:     "ls",
+		Aliases: []string{"list"},
+		Short:   "List events",
+		Long:    `List the events of the last time, the latest last.`,
+		Example: `  muster event ls
+  muster event ls --since 7d -o jsonl`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return p.ask(cmd.Context(), func(ctx context.Context, c SDK) error {
+				var all []client.Event
+				err := c.Events(ctx, p.since(since), false, func(e client.Event) error {
+					all = append(all, e)
+					return nil
+				})
+				if err != nil {
+					return err
+				}
+				if len(all) == 0 && p.format == "table" {
+					p.say("no events; --since looks back further")
+					return nil
+				}
+				return list(p, all, func() *table {
+					t := newTable("TIME", "NODE", "TYPE", "MESSAGE")
+					for _, e := range all {
+						t.row(ago(p.now(), e.Time), e.Node, e.Type, e.Message)
+					}
+					return t
+				})
+			})
+		},
+	}
+	cmd.Flags().Var(&since, "since", "only of the last time; 0 is all that is kept")
+	return cmd
+}
+
+func (p *program) eventFollow() *cobra.Command {
+	var since durationFlag
+	cmd := &cobra.Command{
+		Use:   "follow",
+		Short: "Print events when they happen",
+		Long: `Print events when they happen, until Ctrl-C. With -o json and jsonl each is one
+line of JSON.`,
+		Example: `  muster event follow
+  muster event follow --since 1h -o jsonl`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return p.with(cmd.Context(), func(ctx context.Context, c SDK) error {
+				from := p.now()
+				if since > 0 {
+					from = p.since(since)
+				}
+				return c.Events(ctx, from, true, func(e client.Event) error {
+					switch p.format {
+					case "json", "jsonl":
+						return p.line(e)
+					case "yaml":
+						return p.data([]client.Event{e}) // the parts together are one list
+					}
+					name := p.outTerm.paint(nodeColor(string(e.Node)), string(e.Node))
+					_, err := fmt.Fprintf(p.stdout, "%s  %s  %s  %s\n", e.Time.Local().Format("15:04:05"), name, clean(e.Type), clean(e.Message))
+					return err
+				})
+			})
+		},
+	}
+	cmd.Flags().Var(&since, "since", "begin with those of the last time")
+	return cmd
+}
+
+func (p *program) since(d durationFlag) time.Time {
+	if d == 0 {
+		return time.Time{}
+	}
+	return p.now().Add(-time.Duration(d))
+}

@@ -1,0 +1,430 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/musterfleet/muster"
+	"github.com/musterfleet/muster/client"
+	"github.com/musterfleet/muster/internal/app"
+)
+
+func (p *program) nodeCommand() *cobra.Command {
+	cmd := group(&cobra.Command{
+		Use:   "node",
+		Short: "List, invite, label and remove nodes",
+		Long: `A node is a machine with a muster agent. It joins the fleet with an invitation,
+says itself what it is (facts), and carries the labels that operators give it.`,
+		Example: `  muster node ls -t role=web
+  muster node invite web1
+  muster node label web1 role=web`,
+	})
+	cmd.AddCommand(p.nodeList(), p.nodeShow(), p.nodeInvite(), p.nodeLabel(), p.nodeRemove())
+	return cmd
+}
+
+func onlineCell(n client.Node) cell {
+	switch {
+	case n.Online:
+		return cell{"online", green}
+	case n.LastSeen.IsZero():
+		return cell{"invited", cyan}
+	}
+	return cell{"away", yellow}
+}
+
+func labelText(labels map[string]string) string {
+	var list []string
+	for _, k := range slices.Sorted(maps.Keys(labels)) {
+		list = append(list, k+"="+labels[k])
+	}
+	return strings.Join(list, " ")
+}
+
+func (p *program) someNodes(ctx context.Context, c SDK, selector string) ([]client.Node, error) {
+	if selector == "" {
+		return c.Nodes(ctx)
+	}
+	return c.Select(ctx, selector)
+}
+
+func (p *program) nodeList() *cobra.Command {
+	var selector string
+	cmd := &cobra.Command{
+		Use:     "ls",
+		Aliases: []string{"list"},
+		Short:   "List nodes",
+		Long: `List nodes, whether they answer now, and how many commands they have accepted
+and not finished. A node that is away gets its commands when it comes back.`,
+		Example: `  muster node ls
+  muster node ls -t 'os.id=debian and role=web'
+  muster node ls -o jsonl`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return p.ask(cmd.Context(), func(ctx context.Context, c SDK) error {
+				nodes, err := p.someNodes(ctx, c, selector)
+				if err != nil {
+					return err
+				}
+				if len(nodes) == 0 && p.format == "table" {
+					p.say("there are no nodes yet; invite one with: muster node invite NAME")
+					return nil
+				}
+				return list(p, nodes, func() *table {
+					t := newTable("NODE", "STATE", "LAST SEEN", "VERSION", "QUEUE", "LABELS", "PROBLEMS")
+					for _, n := range nodes {
+						t.row(n.Name, onlineCell(n), ago(p.now(), n.LastSeen), n.Version, n.Queue, labelText(n.Labels), strings.Join(n.Problems, "; "))
+					}
+					return t
+				})
+			})
+		},
+	}
+	cmd.Flags().StringVarP(&selector, "target", "t", "", "selector (default: every node)")
+	_ = cmd.RegisterFlagCompletionFunc("target", p.completeNodes)
+	return cmd
+}
+
+func (p *program) pingCommand() *cobra.Command {
+	var selector string
+	cmd := &cobra.Command{
+		Use:   "ping",
+		Short: "See which nodes answer now, and how fast",
+		Long: `Ask every node for a sign of life, over the broker. The exit code is 3 when
+some chosen node does not answer.`,
+		Example: `  muster ping
+  muster ping -t role=web`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return p.ask(cmd.Context(), func(ctx context.Context, c SDK) error {
+				nodes, err := p.someNodes(ctx, c, selector)
+				if err != nil {
+					return err
+				}
+				if len(nodes) == 0 {
+					return muster.Errorf(muster.NothingFound, "there are no nodes yet").WithHint("invite one with: muster node invite NAME")
+				}
+				err = list(p, nodes, func() *table {
+					t := newTable("NODE", "STATE", "RTT", "CLOCK", "LAST SEEN", "RUNNING", "QUEUE")
+					for _, n := range nodes {
+						rtt, clock := "", ""
+						if n.Online {
+							rtt, clock = short(n.RTT), offset(n.ClockOff)
+						}
+						t.row(n.Name, onlineCell(n), rtt, clock, ago(p.now(), n.LastSeen), n.Running, n.Queue)
+					}
+					return t
+				})
+				if err != nil {
+					return err
+				}
+				if here := len(online(nodes)); here < len(nodes) {
+					p.say("%d of %d nodes answered", here, len(nodes))
+					return exitError(ExitFailed)
+				}
+				return nil
+			})
+		},
+	}
+	cmd.Flags().StringVarP(&selector, "target", "t", "", "selector (default: every node)")
+	_ = cmd.RegisterFlagCompletionFunc("target", p.completeNodes)
+	return cmd
+}
+
+// offset is a difference of clocks. What a ping cannot tell is none.
+func offset(d time.Duration) string {
+	switch {
+	case d > -100*time.Millisecond && d < 100*time.Millisecond:
+		return "ok"
+	case d < 0:
+		return "-" + short(-d)
+	}
+	return "+" + short(d)
+}
+
+func oneNode(ctx context.Context, c SDK, name string) (client.Node, error) {
+	nodes, err := c.Nodes(ctx)
+	if err != nil {
+		return client.Node{}, err
+	}
+	var known []string
+	for _, n := range nodes {
+		if string(n.Name) == name {
+			return n, nil
+		}
+		known = append(known, string(n.Name))
+	}
+	e := muster.Errorf(muster.NotFound, "there is no node %q", clean(name))
+	if near := nearest(name, known); near != "" {
+		return client.Node{}, e.WithHint("did you mean %s?", near)
+	}
+	return client.Node{}, e.WithHint("'muster node ls' lists all nodes")
+}
+
+func (p *program) nodeShow() *cobra.Command {
+	return &cobra.Command{
+		Use:   "show NAME",
+		Short: "Show all that is known of a node",
+		Long:  `Show all that is known of a node: its labels, facts, methods and problems.`,
+		Example: `  muster node show web1
+  muster node show web1 -o json | jq .facts`,
+		Args:              cobra.ExactArgs(1),
+		ValidArgsFunction: p.completeOneNode,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return p.ask(cmd.Context(), func(ctx context.Context, c SDK) error {
+				n, err := oneNode(ctx, c, args[0])
+				if err != nil {
+					return err
+				}
+				return show(p, n, func(w io.Writer) error { return p.nodeText(w, n) })
+			})
+		},
+	}
+}
+
+func (p *program) nodeText(w io.Writer, n client.Node) error {
+	field := func(name, value string) {
+		if value != "" {
+			fmt.Fprintf(w, "%-10s %s\n", name, clean(value))
+		}
+	}
+	state := onlineCell(n)
+	field("name", string(n.Name))
+	fmt.Fprintf(w, "%-10s %s\n", "state", p.outTerm.paint(state.color, state.text))
+	if n.Online {
+		field("rtt", short(n.RTT))
+		field("clock", offset(n.ClockOff))
+	}
+	field("last seen", ago(p.now(), n.LastSeen))
+	field("invited", ago(p.now(), n.Invited))
+	field("version", n.Version)
+	field("started", ago(p.now(), n.Started))
+	field("queue", fmt.Sprintf("%d, of which %d run", n.Queue, n.Running))
+	field("labels", labelText(n.Labels))
+	for _, problem := range n.Problems {
+		fmt.Fprintf(w, "%-10s %s\n", "problem", p.outTerm.paint(yellow, clean(problem)))
+	}
+	if cat, err := catalogueOf([]client.Node{n}); err == nil && len(cat.nodes) > 0 {
+		var own []string
+		for name := range cat.nodes {
+			own = append(own, string(name))
+		}
+		slices.Sort(own)
+		field("methods", strings.Join(own, " ")+" and the built-in ones")
+	}
+	if len(n.Facts) > 0 {
+		fmt.Fprintln(w, "facts")
+		facts(w, "", n.Facts)
+	}
+	return nil
+}
+
+// facts prints one path on each line, in the form that selectors take.
+func facts(w io.Writer, prefix string, v any) {
+	switch v := v.(type) {
+	case map[string]any:
+		for _, k := range slices.Sorted(maps.Keys(v)) {
+			facts(w, strings.TrimPrefix(prefix+"."+k, "."), v[k])
+		}
+	case []any:
+		var words []string
+		for i, e := range v {
+			switch e.(type) {
+			case map[string]any, []any:
+				facts(w, fmt.Sprintf("%s.%d", prefix, i), e)
+			default:
+				words = append(words, fmt.Sprint(e))
+			}
+		}
+		if len(words) > 0 {
+			fmt.Fprintf(w, "  %s = %s\n", clean(prefix), clean(strings.Join(words, ", ")))
+		}
+	case float64:
+		fmt.Fprintf(w, "  %s = %s\n", clean(prefix), strings.TrimSuffix(strings.TrimRight(fmt.Sprintf("%.6f", v), "0"), "."))
+	default:
+		fmt.Fprintf(w, "  %s = %s\n", clean(prefix), clean(fmt.Sprint(v)))
+	}
+}
+
+func (p *program) nodeRemove() *cobra.Command {
+	var yes, dry bool
+	cmd := &cobra.Command{
+		Use:     "rm NAME...",
+		Aliases: []string{"remove"},
+		Short:   "Remove nodes from the fleet",
+		Long: `Remove nodes from the fleet: they may not connect any more, and commands that
+wait for them are given up. What is known of past commands stays. To let a
+machine in again, invite it again.`,
+		Example: `  muster node rm old1
+  muster node rm old1 old2 --dry-run`,
+		Args:              cobra.MinimumNArgs(1),
+		ValidArgsFunction: p.completeNodes,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return p.with(cmd.Context(), func(ctx context.Context, c SDK) error {
+				for _, name := range args { // all are checked before the first is removed
+					quick, cancel := context.WithTimeout(ctx, patience)
+					_, err := oneNode(quick, c, name)
+					cancel()
+					if err != nil {
+						return err
+					}
+				}
+				if dry {
+					p.say("dry run: %s would be removed: %s", plural(len(args), "node"), strings.Join(args, " "))
+					return nil
+				}
+				if !yes && p.inTerm {
+					if err := p.question(ctx, "remove "+strings.Join(args, " ")+" from the fleet?"); err != nil {
+						return err
+					}
+				}
+				for _, name := range args {
+					quick, cancel := context.WithTimeout(ctx, patience)
+					err := c.RemoveNode(quick, muster.NodeName(name))
+					cancel()
+					if err != nil {
+						return fmt.Errorf("remove %s: %w", name, err)
+					}
+					p.say("removed %s", name)
+				}
+				return nil
+			})
+		},
+	}
+	cmd.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask")
+	cmd.Flags().BoolVar(&dry, "dry-run", false, "remove nothing")
+	return cmd
+}
+
+func (p *program) nodeLabel() *cobra.Command {
+	return &cobra.Command{
+		Use:   "label NAME KEY=VALUE... KEY-...",
+		Short: "Set and remove labels of a node",
+		Long: `Set labels of a node with KEY=VALUE, and remove them with KEY- (a minus at the
+end). Selectors choose by labels: -t role=web.`,
+		Example: `  muster node label web1 role=web rack=12
+  muster node label web1 rack-`,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) < 2 {
+				return usagef(cmd, "expected the name of a node, and KEY=VALUE or KEY-")
+			}
+			return nil
+		},
+		ValidArgsFunction: p.completeOneNode,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			set, remove, err := labels(args[1:])
+			if err != nil {
+				return err
+			}
+			return p.ask(cmd.Context(), func(ctx context.Context, c SDK) error {
+				if _, err := oneNode(ctx, c, args[0]); err != nil {
+					return err
+				}
+				return c.SetLabels(ctx, muster.NodeName(args[0]), set, remove)
+			})
+		},
+	}
+}
+
+func labels(words []string) (set map[string]string, remove []string, err error) {
+	set = map[string]string{}
+	for _, w := range words {
+		key, value, isSet := strings.Cut(w, "=")
+		bare, isRemove := strings.CutSuffix(key, "-")
+		switch {
+		case isSet && key != "":
+			set[key] = value
+		case !isSet && isRemove && bare != "":
+			remove = append(remove, bare)
+		default:
+			return nil, nil, usagef(nil, "%q is neither KEY=VALUE nor KEY-", w)
+		}
+	}
+	for _, key := range remove {
+		if _, both := set[key]; both {
+			return nil, nil, usagef(nil, "label %q is both set and removed", key)
+		}
+	}
+	return set, remove, nil
+}
+
+// allowAllPolicy is what --allow-all writes to a new node.
+const allowAllPolicy = `rules:
+  - name: allow all
+    effect: allow
+    methods: ["*"]
+`
+
+func (p *program) nodeInvite() *cobra.Command {
+	var o app.InviteOptions
+	var allowAll bool
+	var policy string
+	var labelWords []string
+	expires := durationFlag(time.Hour)
+	cmd := &cobra.Command{
+		Use:   "invite NAME",
+		Short: "Invite a machine to the fleet",
+		Long: `Print a token with which one machine can join the fleet under this name, once,
+until it expires. Run it where the fleet was made, with 'muster init'.
+
+The policy decides on the node who may run what there. Without --allow-all or
+--policy the node gets no policy with the token, and denies everything until it
+is given one.
+
+The token is a secret until it is used. Hand it over on stdin or in a file: what
+stands in arguments is seen by every user of the machine.`,
+		Example: `  muster node invite web1 --allow-all
+  muster node invite web1 --expires 24h --policy web-policy.yaml
+  muster node invite web1 --allow-all | ssh web1 muster agent --join -`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			o.Node, o.TTL, o.Log = muster.NodeName(args[0]), time.Duration(expires), p.logger()
+			if err := o.Node.Validate(); err != nil {
+				return usage(err)
+			}
+			set, remove, err := labels(labelWords)
+			if err != nil || len(remove) > 0 {
+				return usagef(cmd, "--label takes KEY=VALUE")
+			}
+			o.Labels = set
+			switch {
+			case allowAll && policy != "":
+				return usagef(cmd, "--allow-all and --policy exclude each other")
+			case allowAll:
+				o.Policy = allowAllPolicy
+			case policy != "":
+				b, err := os.ReadFile(policy)
+				if err != nil {
+					return fmt.Errorf("read the policy: %w", err)
+				}
+				o.Policy = string(b)
+			}
+			ctx, cancel := context.WithTimeout(cmd.Context(), patience)
+			defer cancel()
+			token, err := p.back.Invite(ctx, o)
+			if err != nil {
+				return err
+			}
+			err = show(p, map[string]any{"node": o.Node, "token": token}, func(w io.Writer) error {
+				_, err := fmt.Fprintln(w, token)
+				return err
+			})
+			p.say("on %s within %s: muster agent --join -   (and paste the token)", o.Node, short(o.TTL))
+			return err
+		},
+	}
+	cmd.Flags().Var(&expires, "expires", "how long the token can be used")
+	cmd.Flags().BoolVar(&allowAll, "allow-all", false, "the node allows whatever the fleet's callers have the right to")
+	cmd.Flags().StringVar(&policy, "policy", "", "file with the policy of the node")
+	cmd.Flags().StringArrayVar(&labelWords, "label", nil, "label for the node as KEY=VALUE; can be repeated")
+	cmd.Flags().StringVar(&o.Dir, "state", p.stateDir("fleet"), "folder of the fleet, as given to 'muster init'")
+	return cmd
+}

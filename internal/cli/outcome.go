@@ -1,0 +1,201 @@
+package cli
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/musterfleet/muster"
+	"github.com/musterfleet/muster/client"
+)
+
+// An outcome is a command as scripts see it: what a process wrote is text
+// where it can be.
+type outcome struct {
+	ID           muster.CommandID    `json:"id"`
+	Node         muster.NodeName     `json:"node"`
+	Method       muster.Method       `json:"method"`
+	Input        json.RawMessage     `json:"input,omitempty"`
+	Caller       string              `json:"caller,omitempty"`
+	State        muster.State        `json:"state"`
+	Final        bool                `json:"final"`
+	Reason       string              `json:"reason,omitempty"`
+	Inferred     bool                `json:"inferred,omitempty"`
+	ExitCode     *int                `json:"exit_code,omitempty"`
+	Sent         time.Time           `json:"sent,omitzero"`
+	Deadline     time.Time           `json:"deadline,omitzero"`
+	Started      time.Time           `json:"started,omitzero"`
+	Ended        time.Time           `json:"ended,omitzero"`
+	Output       json.RawMessage     `json:"output,omitempty"`
+	Stdout       *string             `json:"stdout,omitempty"`
+	StdoutBase64 []byte              `json:"stdout_base64,omitempty"` // where it is not text
+	Stderr       *string             `json:"stderr,omitempty"`
+	StderrBase64 []byte              `json:"stderr_base64,omitempty"`
+	Truncated    int64               `json:"truncated_bytes,omitempty"` // of both, dropped on the node
+	Error        *muster.Error       `json:"error,omitempty"`
+	History      []muster.Transition `json:"history,omitempty"`
+	NotSent      bool                `json:"not_sent,omitempty"` // a rolling send stopped before this node
+}
+
+// outcomeOf makes an outcome. With a client, the output is read whole.
+func outcomeOf(ctx context.Context, c SDK, s client.Status) (outcome, error) {
+	o := outcome{
+		ID: s.ID, Node: s.Node, Method: s.Method, Input: s.Input, Caller: s.Caller,
+		State: s.State, Final: s.State.Final(), Reason: reason(s), Inferred: s.Inferred,
+		Sent: s.Sent, Deadline: s.Deadline, History: s.History,
+	}
+	o.Started, o.Ended = span(s)
+	r := s.Result
+	if r == nil {
+		return o, nil
+	}
+	o.ExitCode, o.Output, o.Error = r.ExitCode, r.Output, r.Error
+	o.Truncated = r.Stdout.Truncated + r.Stderr.Truncated
+	if c == nil {
+		return o, nil
+	}
+	for _, stream := range []struct {
+		name string
+		out  muster.Output
+		text **string
+		raw  *[]byte
+	}{{"stdout", r.Stdout, &o.Stdout, &o.StdoutBase64}, {"stderr", r.Stderr, &o.Stderr, &o.StderrBase64}} {
+		if stream.out.Size == 0 {
+			continue
+		}
+		var b bytes.Buffer
+		if err := readOutput(ctx, c, s, stream.name, &b); err != nil {
+			return o, err
+		}
+		if utf8.Valid(b.Bytes()) {
+			text := b.String()
+			*stream.text = &text
+		} else {
+			*stream.raw = b.Bytes()
+		}
+	}
+	return o, nil
+}
+
+// readOutput writes a whole stream, from the report where it is in there.
+func readOutput(ctx context.Context, c SDK, s client.Status, stream string, w io.Writer) error {
+	out := s.Result.Stdout
+	if stream == "stderr" {
+		out = s.Result.Stderr
+	}
+	if int64(len(out.Inline)) == out.Size {
+		_, err := w.Write(out.Inline)
+		return err
+	}
+	if err := c.Output(ctx, s, stream, w); err != nil {
+		return fmt.Errorf("%s of %s on %s: %w", stream, s.ID, s.Node, err)
+	}
+	return nil
+}
+
+// span returns when the last run began, and when the command came to its end.
+func span(s client.Status) (started, ended time.Time) {
+	for _, t := range s.History {
+		if t.State == muster.Running {
+			started = t.Time
+		}
+		if t.State.Final() {
+			ended = t.Time
+		}
+	}
+	return started, ended
+}
+
+func took(s client.Status) string {
+	started, ended := span(s)
+	if started.IsZero() || ended.IsZero() {
+		return ""
+	}
+	return short(max(0, ended.Sub(started)))
+}
+
+// reason is the reason of the state, or what the method said.
+func reason(s client.Status) string {
+	r := s.Reason
+	if r == "" && s.Result != nil && s.Result.Error != nil {
+		r = s.Result.Error.Message
+	}
+	if s.Inferred {
+		r = strings.TrimSuffix("the node was not heard of; "+r, "; ")
+	}
+	return r
+}
+
+func exitText(s client.Status) string {
+	if s.Result == nil || s.Result.ExitCode == nil {
+		return ""
+	}
+	return fmt.Sprint(*s.Result.ExitCode)
+}
+
+func stateCell(s muster.State) cell {
+	color := ""
+	switch s {
+	case muster.Done:
+		color = green
+	case muster.Failure, muster.Refused, muster.Unknown:
+		color = red
+	case muster.Expired, muster.Cancelled:
+		color = yellow
+	default:
+		color = cyan
+	}
+	return cell{string(s), color}
+}
+
+// codeOf returns the exit code for what became of commands. What failed
+// outweighs what is pending, lest a script wait for a success that cannot come.
+func codeOf(all []client.Status) int {
+	var failed, denied, pending int
+	for _, s := range all {
+		switch {
+		case s.State == muster.Done:
+		case !s.State.Final(), s.State == muster.Expired:
+			pending++
+		case s.State == muster.Refused && s.Result != nil && s.Result.Error != nil && s.Result.Error.Kind == muster.Denied:
+			denied++
+		default:
+			failed++
+		}
+	}
+	switch {
+	case failed == 0 && denied > 0 && denied == len(all):
+		return ExitDenied
+	case failed+denied > 0:
+		return ExitFailed
+	case pending > 0:
+		return ExitPending
+	}
+	return ExitOK
+}
+
+// commandTable shows one command on each line.
+func (p *program) commandTable(all []client.Status) *table {
+	t := newTable("ID", "NODE", "METHOD", "STATE", "EXIT", "SENT", "TOOK", "REASON")
+	for _, s := range all {
+		t.row(s.ID, s.Node, s.Method, stateCell(s.State), exitText(s), ago(p.now(), s.Sent), took(s), reason(s))
+	}
+	return t
+}
+
+// summaryTable shows what became of one send.
+func summaryTable(all []client.Status, notSent []muster.NodeName) *table {
+	t := newTable("NODE", "STATE", "EXIT", "TIME", "REASON")
+	for _, s := range all {
+		t.row(s.Node, stateCell(s.State), exitText(s), took(s), reason(s))
+	}
+	for _, n := range notSent {
+		t.row(n, cell{"not sent", dim}, "", "", "the rolling send stopped before this node")
+	}
+	return t
+}

@@ -1,0 +1,98 @@
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/musterfleet/muster"
+)
+
+func (p *program) runCommand() *cobra.Command {
+	var f sendFlags
+	var script, dir, user string
+	var env []string
+	cmd := &cobra.Command{
+		Use:   "run -t SELECTOR -- CMD [ARGS...]",
+		Short: "Run a program on nodes and see its output",
+		Long: `Run a program on nodes, wait, and see what it writes while it writes it, each
+line behind the name of its node: stdout on stdout, stderr on stderr. A summary
+on stderr ends it. It is 'muster send shell.run' with waiting.
+
+The program is started without a shell; --shell SCRIPT runs a script with
+/bin/sh. What stands behind -- is not read as flags of muster.
+
+Nodes that are away are not waited for: they run the command when they come
+back before the deadline, and the exit code is 5 until then. --wait-all waits
+for them, --wait-for bounds the wait. Ctrl-C ends the wait, not the commands.
+
+With -o json, jsonl or yaml the outcome of each node with its whole output is
+printed instead.`,
+		Example: `  muster run -t all -- uname -a
+  muster run -t role=web --shell 'df -h / | tail -n 1'
+  muster run -t web1,web2 --timeout 5m --user app --dir /srv/app -- ./migrate up
+  muster run -t role=web --batch 1 --pause 10s -- systemctl restart nginx
+  muster run -t all -o json -- cat /etc/os-release`,
+		Args: cobra.ArbitraryArgs,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := f.check(cmd); err != nil {
+				return err
+			}
+			input := map[string]any{}
+			switch {
+			case script != "" && len(args) > 0:
+				return usagef(cmd, "--shell SCRIPT and a program exclude each other")
+			case script != "":
+				input["shell"] = script
+			case len(args) > 0:
+				input["argv"] = args
+			default:
+				return usagef(cmd, "which program? expected -- CMD [ARGS...] or --shell SCRIPT")
+			}
+			if dir != "" {
+				input["dir"] = dir
+			}
+			if user != "" {
+				input["user"] = user
+			}
+			if vars, err := variables(cmd, env); err != nil {
+				return err
+			} else if len(vars) > 0 {
+				input["env"] = maps.Clone(vars)
+			}
+			return p.with(cmd.Context(), func(ctx context.Context, c SDK) error {
+				s := &sending{p: p, c: c, f: &f, wait: true, live: true}
+				return s.send(ctx, "shell.run", func(cat *catalogue) (json.RawMessage, error) {
+					b, err := json.Marshal(input)
+					if err != nil {
+						return nil, fmt.Errorf("encode input: %w", err)
+					}
+					return b, usage(cat.registry.ValidateInput(muster.Method("shell.run"), b))
+				})
+			})
+		},
+	}
+	f.add(p, cmd)
+	fs := cmd.Flags()
+	fs.StringVar(&script, "shell", "", "script for /bin/sh, in place of a program")
+	fs.StringVar(&dir, "dir", "", "folder to run in")
+	fs.StringVar(&user, "user", "", "user to run as")
+	fs.StringArrayVar(&env, "env", nil, "variable as NAME=VALUE; can be repeated; not for secrets, they are seen in the audit log")
+	return cmd
+}
+
+func variables(cmd *cobra.Command, words []string) (map[string]string, error) {
+	vars := map[string]string{}
+	for _, w := range words {
+		name, value, ok := strings.Cut(w, "=")
+		if !ok || name == "" {
+			return nil, usagef(cmd, "%q is not a variable; expected NAME=VALUE", w)
+		}
+		vars[name] = value
+	}
+	return vars, nil
+}

@@ -1,0 +1,104 @@
+package cli
+
+import (
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/mattn/go-runewidth"
+)
+
+// A cell is one field of a table.
+type cell struct {
+	text  string
+	color string
+}
+
+// A table is rows under headings. It fits the width of its terminal: the
+// widest column gives way.
+type table struct {
+	head []string
+	rows [][]cell
+}
+
+func newTable(head ...string) *table { return &table{head: head} }
+
+// row adds a row of cells and of other values, which are printed with %v.
+func (t *table) row(values ...any) {
+	cells := make([]cell, len(values))
+	for i, v := range values {
+		c, ok := v.(cell)
+		if !ok {
+			c = cell{text: fmt.Sprint(v)}
+		}
+		c.text = clean(c.text)
+		if c.text == "" {
+			c.text = "-"
+		}
+		cells[i] = c
+	}
+	t.rows = append(t.rows, cells)
+}
+
+const gap = 2 // spaces between columns
+
+// minColumn is what a column is not narrowed below, so that what is left can
+// be recognised. A table of many columns may then exceed a narrow terminal.
+const minColumn = 6
+
+func (t *table) widths(limit int) []int {
+	widths := make([]int, len(t.head))
+	for i, h := range t.head {
+		widths[i] = runewidth.StringWidth(h)
+	}
+	for _, r := range t.rows {
+		for i, c := range r {
+			widths[i] = max(widths[i], runewidth.StringWidth(c.text))
+		}
+	}
+	if limit <= 0 {
+		return widths
+	}
+	total := gap * (len(widths) - 1)
+	for _, w := range widths {
+		total += w
+	}
+	for ; total > limit; total-- {
+		widest := 0
+		for i, w := range widths {
+			if w > widths[widest] {
+				widest = i
+			}
+		}
+		if widths[widest] <= minColumn {
+			break
+		}
+		widths[widest]--
+	}
+	return widths
+}
+
+func (t *table) write(w io.Writer, on terminal) error {
+	widths := t.widths(on.width)
+	var b strings.Builder
+	line := func(cells []cell) {
+		for i, c := range cells {
+			text := runewidth.Truncate(c.text, widths[i], "…")
+			b.WriteString(on.paint(c.color, text))
+			if i < len(cells)-1 { // no blanks at the end of a line
+				b.WriteString(strings.Repeat(" ", widths[i]-runewidth.StringWidth(text)+gap))
+			}
+		}
+		b.WriteByte('\n')
+	}
+	head := make([]cell, len(t.head))
+	for i, h := range t.head {
+		head[i] = cell{h, dim}
+	}
+	line(head)
+	for _, r := range t.rows {
+		line(r)
+	}
+	_, err := io.WriteString(w, b.String())
+	return err
+}

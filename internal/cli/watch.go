@@ -1,0 +1,288 @@
+package cli
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+
+	"github.com/musterfleet/muster"
+	"github.com/musterfleet/muster/client"
+)
+
+// A watch follows one send: it keeps the states, and prints what the runs
+// write while they write it.
+type watch struct {
+	p      *program
+	c      SDK
+	id     muster.CommandID
+	live   bool // print output
+	status map[muster.NodeName]client.Status
+	shown  map[streamKey]*shown
+	onDone func(client.Status) error // told once of each final state; may be nil
+	pad    int                       // width of the widest node name
+	total  int
+	drawn  bool // a progress line is on the terminal
+}
+
+type streamKey struct {
+	node   muster.NodeName
+	stream string
+}
+
+// shown is how much of a stream was printed.
+type shown struct {
+	offset int64
+	rest   []byte // of a line that has not ended
+	closed bool
+}
+
+func (p *program) watch(c SDK, live bool) *watch {
+	return &watch{p: p, c: c, live: live, status: map[muster.NodeName]client.Status{}, shown: map[streamKey]*shown{}}
+}
+
+// expect makes the commands of a receipt known before their first report.
+func (w *watch) expect(r client.Receipt, req client.Request, now client.Status) {
+	w.id = r.ID
+	for _, n := range r.Nodes {
+		if _, known := w.status[n]; known {
+			continue
+		}
+		now.Key, now.ID, now.Node = muster.Key{ID: r.ID, Node: n}, r.ID, n
+		now.Method, now.Input, now.Deadline, now.State = req.Method, req.Input, r.Deadline, muster.Queued
+		w.status[n] = now
+		w.pad = max(w.pad, len(n))
+	}
+	w.total = len(w.status)
+}
+
+// all returns the states sorted by node.
+func (w *watch) all() []client.Status {
+	var all []client.Status
+	for _, s := range w.status {
+		all = append(all, s)
+	}
+	slices.SortFunc(all, func(a, b client.Status) int { return strings.Compare(string(a.Node), string(b.Node)) })
+	return all
+}
+
+// final reports whether the nodes, or all when there are none, have a final
+// state.
+func (w *watch) final(nodes []muster.NodeName) bool {
+	if nodes == nil {
+		for _, s := range w.status {
+			if !s.State.Final() {
+				return false
+			}
+		}
+		return true
+	}
+	for _, n := range nodes {
+		if !w.status[n].State.Final() {
+			return false
+		}
+	}
+	return true
+}
+
+var errEnough = errors.New("nothing more to wait for")
+
+// until follows the send until the commands of the nodes are final; nil is all
+// commands.
+func (w *watch) until(ctx context.Context, nodes []muster.NodeName) error {
+	defer w.end()
+	if nodes != nil && w.final(nodes) {
+		return nil
+	}
+	err := w.c.Follow(ctx, w.id, func(u client.Update) error {
+		if err := w.update(ctx, u); err != nil {
+			return err
+		}
+		if nodes != nil && w.final(nodes) {
+			return errEnough
+		}
+		return nil
+	})
+	if errors.Is(err, errEnough) {
+		return nil
+	}
+	return err
+}
+
+func (w *watch) update(ctx context.Context, u client.Update) error {
+	switch {
+	case u.Chunk != nil:
+		w.chunk(*u.Chunk)
+	case u.Status != nil:
+		s := *u.Status
+		before, known := w.status[s.Node]
+		if known && before.State.Final() && !before.Inferred {
+			return nil // of an earlier batch, said again
+		}
+		w.status[s.Node] = s
+		w.pad = max(w.pad, len(s.Node))
+		w.total = len(w.status)
+		if s.State.Final() {
+			if err := w.finish(ctx, s); err != nil {
+				return err
+			}
+			if w.onDone != nil && !before.State.Final() || w.onDone != nil && !known {
+				if err := w.onDone(s); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	w.progress()
+	return nil
+}
+
+func (w *watch) stream(node muster.NodeName, name string) *shown {
+	key := streamKey{node, name}
+	if w.shown[key] == nil {
+		w.shown[key] = &shown{}
+	}
+	return w.shown[key]
+}
+
+func (w *watch) chunk(c client.Chunk) {
+	s := w.stream(c.Key.Node, c.Stream)
+	if !w.live || s.closed {
+		return
+	}
+	// An offset behind what was shown is that of a further attempt: chunks of
+	// one attempt neither overlap nor repeat.
+	if c.Offset < s.offset {
+		w.flush(c.Key.Node, c.Stream, s)
+	}
+	s.offset = c.Offset + int64(len(c.Data))
+	w.print(c.Key.Node, c.Stream, s, c.Data)
+}
+
+// finish prints what the live output missed, which is all of it when the run
+// had ended before it was followed.
+func (w *watch) finish(ctx context.Context, status client.Status) error {
+	for _, name := range []string{"stdout", "stderr"} {
+		s := w.stream(status.Node, name)
+		if s.closed || !w.live {
+			continue
+		}
+		if r := status.Result; r != nil {
+			size := r.Stdout.Size
+			if name == "stderr" {
+				size = r.Stderr.Size
+			}
+			if size > s.offset {
+				skip := &tail{skip: s.offset, to: func(b []byte) { w.print(status.Node, name, s, b) }}
+				if err := readOutput(ctx, w.c, status, name, skip); err != nil {
+					if ctx.Err() != nil {
+						return err
+					}
+					// The outcome is known all the same, so that following goes on.
+					w.clear()
+					w.p.say("%s %s", w.p.errTerm.paint(yellow, "warning:"), clean(err.Error()))
+				}
+			}
+		}
+		w.flush(status.Node, name, s)
+		s.closed = true
+	}
+	return nil
+}
+
+// A tail passes on what comes after the first bytes.
+type tail struct {
+	skip int64
+	to   func([]byte)
+}
+
+func (t *tail) Write(b []byte) (int, error) {
+	n := len(b)
+	drop := min(t.skip, int64(n))
+	t.skip -= drop
+	if b = b[drop:]; len(b) > 0 {
+		t.to(b)
+	}
+	return n, nil
+}
+
+// maxLine is the longest line that is held back until it ends.
+const maxLine = 64 << 10
+
+func (w *watch) print(node muster.NodeName, stream string, s *shown, data []byte) {
+	s.rest = append(s.rest, data...)
+	for {
+		i := bytes.IndexByte(s.rest, '\n')
+		if i < 0 {
+			if len(s.rest) > maxLine {
+				w.flush(node, stream, s)
+			}
+			return
+		}
+		w.output(node, stream, s.rest[:i])
+		s.rest = s.rest[i+1:]
+	}
+}
+
+func (w *watch) flush(node muster.NodeName, stream string, s *shown) {
+	if len(s.rest) > 0 {
+		w.output(node, stream, s.rest)
+		s.rest = nil
+	}
+}
+
+func (w *watch) output(node muster.NodeName, stream string, line []byte) {
+	w.clear()
+	to, on := w.p.stdout, w.p.outTerm
+	if stream == "stderr" {
+		to, on = w.p.stderr, w.p.errTerm
+	}
+	text := strings.TrimSuffix(string(line), "\r")
+	if on.is { // a file gets the bytes as they are
+		text = cleanLine(text, on.color)
+	}
+	name := on.paint(nodeColor(string(node)), string(node))
+	fmt.Fprintf(to, "%s%s | %s\n", name, strings.Repeat(" ", max(0, w.pad-len(node))), text)
+}
+
+// progress draws one line on stderr, on terminals only.
+func (w *watch) progress() {
+	if !w.p.errTerm.is {
+		return
+	}
+	count := map[muster.State]int{}
+	final := 0
+	for _, s := range w.status {
+		count[s.State]++
+		if s.State.Final() {
+			final++
+		}
+	}
+	text := fmt.Sprintf("%d/%d", final, w.total)
+	for _, s := range muster.States() {
+		if count[s] > 0 {
+			text += fmt.Sprintf("  %s %d", s, count[s])
+		}
+	}
+	w.clear()
+	_, _ = io.WriteString(w.p.stderr, w.p.errTerm.paint(dim, text))
+	w.drawn = true
+}
+
+func (w *watch) clear() {
+	if w.drawn {
+		_, _ = io.WriteString(w.p.stderr, "\r\x1b[K")
+		w.drawn = false
+	}
+}
+
+// end prints unfinished lines and takes the progress away.
+func (w *watch) end() {
+	w.clear()
+	for key, s := range w.shown {
+		w.flush(key.node, key.stream, s)
+	}
+}

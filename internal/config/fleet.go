@@ -1,0 +1,245 @@
+package config
+
+import (
+	"encoding/json"
+	"net"
+	"net/url"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/musterfleet/muster"
+	"github.com/musterfleet/muster/internal/aaa"
+	"github.com/musterfleet/muster/internal/pki"
+)
+
+// A Fleet is what fleet.yaml says: how members find and trust the fleet.
+type Fleet struct {
+	ID      string // unique in the world
+	Name    string // for people
+	Prefix  string // of subjects
+	URLs    []string
+	Issuers []string // public nkeys that nodes trust
+}
+
+func (f *Fleet) fields() []field {
+	return []field{
+		{key: "id", text: &f.ID}, {key: "name", text: &f.Name}, {key: "prefix", text: &f.Prefix},
+		{key: "urls", list: &f.URLs}, {key: "issuers", list: &f.Issuers},
+	}
+}
+
+func (f Fleet) validate(file string) error {
+	if f.ID == "" || len(f.Issuers) == 0 {
+		return muster.Errorf(muster.Invalid, "%s: id and issuers must not be empty", file)
+	}
+	return validateBus(file, f.Prefix, f.URLs)
+}
+
+// TLS reports whether members reach the broker by TLS. Only a broker that is
+// reached over loopback alone does without.
+func (f Fleet) TLS() bool {
+	return slices.ContainsFunc(f.URLs, func(u string) bool { return strings.HasPrefix(u, "tls://") || strings.HasPrefix(u, "wss://") })
+}
+
+func validateBus(file, prefix string, urls []string) error {
+	if prefix == "" || strings.ContainsAny(prefix, " \t\r\n*>$") || slices.Contains(strings.Split(prefix, "."), "") {
+		return muster.Errorf(muster.Invalid, "%s: prefix %.80q cannot begin subjects; expected words of letters and digits with dots between them", file, prefix)
+	}
+	if len(urls) == 0 {
+		return muster.Errorf(muster.Invalid, "%s: urls is empty; expected at least one, such as tls://broker.example.org:4222", file)
+	}
+	for _, u := range urls {
+		if err := ValidateURL(u); err != nil {
+			return muster.Errorf(muster.Invalid, "%s: %w", file, err)
+		}
+	}
+	return nil
+}
+
+// ValidateURL checks the address of a broker.
+func ValidateURL(text string) error {
+	u, err := url.Parse(text)
+	if err != nil || !slices.Contains([]string{"nats", "tls", "ws", "wss"}, u.Scheme) || u.Hostname() == "" || u.User != nil {
+		return muster.Errorf(muster.Invalid, "broker address %.200q cannot be used; expected nats://HOST:PORT, tls://, ws:// or wss://, without a password", text)
+	}
+	return nil
+}
+
+// Loopback reports whether a host is this machine and no other can reach it.
+func Loopback(host string) bool {
+	ip := net.ParseIP(host)
+	return host == "localhost" || ip != nil && ip.IsLoopback()
+}
+
+// A FleetFolder is the folder of a fleet, where its broker runs: whoever can
+// read it is master of the fleet.
+type FleetFolder struct {
+	Dir   string
+	Fleet Fleet
+	Keys  aaa.FleetKeys
+	// CA is the broker's authority. Server is the certificate that it shows.
+	CA, Server pki.Pair
+}
+
+func (f FleetFolder) path(name string) string { return filepath.Join(f.Dir, filepath.FromSlash(name)) }
+
+// StoreDir is where the embedded broker keeps JetStream's files.
+func (f FleetFolder) StoreDir() string { return f.path("jetstream") }
+
+// FleetExists reports whether there is a fleet in the folder.
+func FleetExists(dir string) bool { return exists(filepath.Join(dir, "fleet.yaml")) }
+
+// CreateFleet writes a new fleet's folder. It never overwrites one.
+func CreateFleet(f FleetFolder, issuer *aaa.Issuer) error {
+	if err := f.Fleet.validate(f.path("fleet.yaml")); err != nil {
+		return err
+	}
+	if exists(f.path("fleet.yaml")) || exists(f.path("keys.json")) {
+		return muster.Errorf(muster.Conflict, "there is a fleet in %s already", f.Dir).
+			WithHint("choose another folder; a fleet's keys cannot be made again")
+	}
+	for _, d := range []string{f.Dir, f.path("tls"), f.StoreDir()} {
+		if err := makeFolder(d); err != nil {
+			return err
+		}
+	}
+	text, err := render("The fleet; see 'muster init'. Members keep a copy of what is here.", f.Fleet.fields())
+	if err != nil {
+		return err
+	}
+	// fleet.yaml is last: it stands for a complete folder.
+	for _, file := range []struct {
+		name string
+		data []byte
+	}{
+		{"keys.json", f.Keys.Marshal()}, {"issuer.seed", issuer.Seed().Reveal()},
+		{"tls/ca.pem", f.CA.Certificate}, {"tls/ca.key", f.CA.Key},
+		{"tls/server.pem", f.Server.Certificate}, {"tls/server.key", f.Server.Key},
+		{"fleet.yaml", text},
+	} {
+		if err := createFile(f.path(file.name), file.data); err != nil {
+			return err
+		}
+	}
+	return syncFolder(f.Dir)
+}
+
+// OpenFleet reads a fleet's folder, but for the issuer's seed.
+func OpenFleet(dir string) (FleetFolder, error) {
+	f := FleetFolder{Dir: dir}
+	text, err := readFile(f.path("fleet.yaml"))
+	if muster.KindOf(err) == muster.NotFound {
+		return f, muster.Errorf(muster.NotFound, "there is no fleet in %s", dir).
+			WithHint("make one with 'muster init', or name the folder of yours")
+	}
+	if err != nil {
+		return f, err
+	}
+	if err := parse(f.path("fleet.yaml"), text, f.Fleet.fields()); err != nil {
+		return f, err
+	}
+	if err := f.Fleet.validate(f.path("fleet.yaml")); err != nil {
+		return f, err
+	}
+	keys, err := readFile(f.path("keys.json"))
+	if err != nil {
+		return f, err
+	}
+	if f.Keys, err = aaa.ParseFleetKeys(keys); err != nil {
+		return f, muster.Errorf(muster.Corrupt, "%s: %w", f.path("keys.json"), err)
+	}
+	for name, to := range map[string]*[]byte{
+		"tls/ca.pem": &f.CA.Certificate, "tls/ca.key": &f.CA.Key,
+		"tls/server.pem": &f.Server.Certificate, "tls/server.key": &f.Server.Key,
+	} {
+		if *to, err = readFile(f.path(name)); err != nil {
+			return f, err
+		}
+	}
+	return f, nil
+}
+
+// MemberCA is the authority that members pin, nil when there is no TLS.
+func (f FleetFolder) MemberCA() []byte {
+	if !f.Fleet.TLS() {
+		return nil
+	}
+	return f.CA.Certificate
+}
+
+// Issuer reads the key that makes callers.
+func (f FleetFolder) Issuer() (*aaa.Issuer, error) {
+	seed, err := readFile(f.path("issuer.seed"))
+	if err != nil {
+		return nil, err
+	}
+	return aaa.NewIssuer(aaa.NewSecret([]byte(strings.TrimSpace(string(seed)))))
+}
+
+// Revocations reads which users' credentials are worth nothing any more.
+func (f FleetFolder) Revocations() (map[string]time.Time, error) {
+	all := map[string]time.Time{}
+	data, err := readOptional(f.path("revoked.json"))
+	if err != nil || data == nil {
+		return all, err
+	}
+	if err := json.Unmarshal(data, &all); err != nil {
+		return nil, muster.Errorf(muster.Corrupt, "%s cannot be read: %w", f.path("revoked.json"), err).
+			WithHint("restore it from a backup: without it, removed nodes could come back")
+	}
+	return all, nil
+}
+
+// Revoke adds a user to the revoked ones. One process at a time may do so.
+func (f FleetFolder) Revoke(publicKey string, now time.Time) error {
+	all, err := f.Revocations()
+	if err != nil {
+		return err
+	}
+	all[publicKey] = now.UTC().Truncate(time.Second)
+	data, err := json.MarshalIndent(all, "", "  ")
+	if err != nil {
+		return err
+	}
+	return WriteFile(f.path("revoked.json"), append(data, '\n'))
+}
+
+// AccountJWT makes the JWT of the main account, with all revocations.
+func (f FleetFolder) AccountJWT(now time.Time) (key, token string, err error) {
+	revoked, err := f.Revocations()
+	if err != nil {
+		return "", "", err
+	}
+	public, err := f.Keys.PublicKeys()
+	if err != nil {
+		return "", "", err
+	}
+	token, err = f.Keys.AccountJWT(aaa.AccountSpec{Name: f.Fleet.Name, Limits: aaa.NoLimits(), Revocations: revoked}, now)
+	return public.Account, token, err
+}
+
+// Lock makes sure that one process at a time serves the folder. Unlock ends
+// it, as does the end of the process.
+func (f FleetFolder) Lock(purpose string) (unlock func(), err error) {
+	return LockFile(f.path(purpose + ".lock"))
+}
+
+// LockFile takes a lock that ends with unlock or with the process.
+func LockFile(path string) (unlock func(), err error) {
+	if err := makeFolder(filepath.Dir(path)); err != nil {
+		return nil, err
+	}
+	file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, fileMode)
+	if err != nil {
+		return nil, fileError(err, "lock", path)
+	}
+	if err := lock(file); err != nil {
+		_ = file.Close() // nothing was written
+		return nil, muster.Errorf(muster.Conflict, "another muster uses %s: %w", filepath.Dir(path), err).
+			WithHint("stop it first, or choose another folder")
+	}
+	return func() { _ = file.Close() }, nil // closing releases the lock
+}

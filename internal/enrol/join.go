@@ -1,0 +1,114 @@
+package enrol
+
+import (
+	"context"
+	"encoding/json"
+	"log/slog"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/nats-io/jwt/v2"
+
+	"github.com/musterfleet/muster"
+	"github.com/musterfleet/muster/internal/aaa"
+	"github.com/musterfleet/muster/internal/bus"
+	"github.com/musterfleet/muster/internal/config"
+)
+
+// Join makes this machine the node that the token names: it makes a key,
+// presents the token, and writes the node's folder. The key is stored before
+// the token is presented, so that Join can be called again after a crash or a
+// lost answer.
+func Join(ctx context.Context, token aaa.Token, dir string, now time.Time, log *slog.Logger) error {
+	if token.Expired(now) {
+		return refusedf("the token expired at %s", token.Expires.Format(time.RFC3339))
+	}
+	if config.NodeExists(dir) {
+		return muster.Errorf(muster.Conflict, "a node has joined with the folder %s already", dir).
+			WithHint("choose another folder with --state")
+	}
+	prefix := prefixOf(token)
+	seed, err := config.JoinKey(filepath.Join(dir, "join.seed"))
+	if err != nil {
+		return err
+	}
+	userJWT, err := present(ctx, token, seed, prefix, log)
+	if err != nil {
+		return err
+	}
+	creds, err := aaa.Creds(userJWT, seed)
+	if err != nil {
+		return muster.Errorf(muster.Corrupt, "the broker's answer does not fit the key of this node: %w", err)
+	}
+	err = config.WriteNode(dir, config.NodeFolder{
+		Node: config.Node{
+			Node: string(token.Node), Fleet: token.Fleet, Prefix: prefix, URLs: token.URLs, Issuers: token.Issuers,
+		},
+		Credentials: creds, CA: []byte(token.CAPEM), Policy: []byte(token.Policy),
+	})
+	if err != nil {
+		return err
+	}
+	return config.RemoveFile(filepath.Join(dir, "join.seed"))
+}
+
+// prefixOf reads the prefix of the fleet's subjects from the one subject to
+// which the token's credentials may publish.
+func prefixOf(token aaa.Token) string {
+	text, _, err := config.ParseCreds(token.Creds)
+	if err != nil {
+		return bus.DefaultPrefix
+	}
+	claims, err := jwt.DecodeUserClaims(text)
+	if err != nil || len(claims.Pub.Allow) != 1 {
+		return bus.DefaultPrefix
+	}
+	prefix, ok := strings.CutSuffix(claims.Pub.Allow[0], bus.Subjects{}.Enrol(token.ID))
+	if !ok || prefix == "" {
+		return bus.DefaultPrefix
+	}
+	return prefix
+}
+
+func present(ctx context.Context, token aaa.Token, seed aaa.Secret, prefix string, log *slog.Logger) (string, error) {
+	public, err := aaa.PublicUserKey(seed)
+	if err != nil {
+		return "", err
+	}
+	o := bus.Options{
+		URLs: token.URLs, Name: "enrol " + string(token.Node), CA: []byte(token.CAPEM),
+		Prefix: prefix, Inbox: bus.EnrolInbox(token.ID), Log: log,
+	}
+	if !token.Creds.Empty() {
+		userJWT, key, err := config.ParseCreds(token.Creds)
+		if err != nil {
+			return "", err
+		}
+		o.JWT, o.Seed = userJWT, string(key.Reveal())
+	}
+	conn, err := bus.Dial(ctx, o)
+	if err != nil {
+		return "", err
+	}
+	defer conn.Close()
+	data, err := json.Marshal(request{token.Secret.Reveal(), public})
+	if err != nil {
+		return "", muster.Errorf(muster.Internal, "write the request to join: %w", err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
+	defer cancel()
+	reply, err := conn.Ask(ctx, conn.Subjects().Enrol(token.ID), data)
+	if err != nil {
+		return "", muster.Errorf(muster.Unavailable, "nobody answers the request to join: %w", err).
+			WithHint("is 'muster broker' (or its service) running, and was the token made for this fleet?")
+	}
+	var a answer
+	if len(reply) > maxAnswer || json.Unmarshal(reply, &a) != nil || (a.JWT == "") == (a.Error == nil) {
+		return "", muster.Errorf(muster.Corrupt, "the answer to the request to join cannot be read")
+	}
+	if a.Error != nil {
+		return "", a.Error
+	}
+	return a.JWT, nil
+}

@@ -1,0 +1,92 @@
+package enrol
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"time"
+
+	"github.com/musterfleet/muster"
+	"github.com/musterfleet/muster/internal/bus"
+)
+
+// MaxFailures is how many wrong secrets void an invitation.
+const MaxFailures = 10
+
+// Limits of what is read from the wire.
+const (
+	maxRequest = 4 << 10
+	maxAnswer  = 64 << 10
+)
+
+// An invitation is stored under invite.<token id>.
+type invitation struct {
+	Node     muster.NodeName `json:"node"`
+	Secret   []byte          `json:"secret_sha256"`
+	Expires  time.Time       `json:"expires"`
+	Failures int             `json:"failures,omitempty"`
+	UsedBy   string          `json:"used_by,omitempty"` // public key
+	UsedAt   time.Time       `json:"used_at,omitzero"`
+	Void     string          `json:"void,omitempty"` // why
+}
+
+// A member is stored under member.<node>.
+type member struct {
+	PublicKey string    `json:"public_key"`
+	Joined    time.Time `json:"joined"`
+}
+
+// A NodeRecord is what operators say of a node, stored under node.<node>.
+type NodeRecord struct {
+	Labels  map[string]string `json:"labels,omitempty"`
+	Invited time.Time         `json:"invited,omitzero"`
+}
+
+// What a newcomer says and hears.
+type (
+	request struct {
+		Secret    []byte `json:"secret"`
+		PublicKey string `json:"public_key"`
+	}
+	answer struct {
+		JWT   string        `json:"jwt,omitempty"`
+		Error *muster.Error `json:"error,omitempty"`
+	}
+)
+
+// The bucket's stream, in which the sequence of a record says what was written
+// first.
+const (
+	bucketStream  = "KV_" + bus.BucketFleet
+	bucketSubject = "$KV." + bus.BucketFleet + "."
+)
+
+// get reads a record, and the sequence for put. Without one, it is 0.
+func get(ctx context.Context, conn *bus.Conn, key string, into any) (seq uint64, err error) {
+	m, err := conn.Last(ctx, bucketStream, bucketSubject+key)
+	if muster.KindOf(err) == muster.NotFound {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, err
+	}
+	if len(bytes.TrimSpace(m.Data)) == 0 { // deleted
+		return m.Seq, nil
+	}
+	if into == nil {
+		return m.Seq, nil
+	}
+	if err := json.Unmarshal(m.Data, into); err != nil {
+		return 0, muster.Errorf(muster.Corrupt, "the record %s of the fleet cannot be read: %w", key, err)
+	}
+	return m.Seq, nil
+}
+
+// put writes a record if it still has the sequence, or fails with Conflict.
+func put(ctx context.Context, conn *bus.Conn, key string, record any, seq uint64) error {
+	data, err := json.Marshal(record)
+	if err != nil {
+		return muster.Errorf(muster.Internal, "write the record %s: %w", key, err)
+	}
+	return conn.PutAfter(ctx, bus.Outgoing{Subject: bucketSubject + key, Data: data}, seq)
+}
