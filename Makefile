@@ -56,7 +56,7 @@ bench:
 	$(GO) test -run '^$$' -bench . -benchmem ./...
 
 demo: build ## a session with nodes on this machine
-	./docs/demo.sh
+	$(GO) run ./test/demo bin/muster
 
 docs: ## nothing is generated so far
 	@echo "the pages in docs/ are written by hand"

@@ -103,7 +103,15 @@ func inventory(ctx context.Context, conn *bus.Conn) (map[muster.NodeName]*Node, 
 	if err != nil {
 		return nil, err
 	}
-	err = lastValues(ctx, conn, bus.StreamAlive, s.Alive(">"), func(m bus.Stored, b beat) {
+	err = heartbeats(ctx, conn, nodes)
+	return nodes, err
+}
+
+// heartbeats adds the last sign of life of each node. They are kept in memory:
+// after a start of the broker there are none, and for a moment no stream.
+func heartbeats(ctx context.Context, conn *bus.Conn, nodes map[muster.NodeName]*Node) error {
+	s := conn.Subjects()
+	err := lastValues(ctx, conn, bus.StreamAlive, s.Alive(">"), func(m bus.Stored, b beat) {
 		name, ok := s.NodeOf(m.Subject, "alive")
 		if n := nodes[name]; ok && n != nil {
 			n.LastSeen = m.Time
@@ -111,7 +119,10 @@ func inventory(ctx context.Context, conn *bus.Conn) (map[muster.NodeName]*Node, 
 			n.Online = !b.Leaving && time.Since(m.Time) < aliveFor
 		}
 	})
-	return nodes, err
+	if muster.KindOf(err) == muster.NotFound {
+		return nil
+	}
+	return err
 }
 
 // ping asks who is there now. It waits for those of whom there was a recent

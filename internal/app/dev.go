@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/musterfleet/muster"
+	"github.com/musterfleet/muster/internal/aaa"
 	"github.com/musterfleet/muster/internal/config"
 	"github.com/musterfleet/muster/internal/enrol"
 )
@@ -134,14 +135,23 @@ func (d *dev) prepare() error {
 	if err != nil {
 		return err
 	}
-	c, err := config.ReadContext(dir)
-	if err != nil || c.Fleet != fleet.Fleet.ID {
+	if c, err := config.ReadContext(dir); err != nil || c.Fleet != fleet.Fleet.ID || !lasts(c) {
 		err := AddOperator(OperatorOptions{Dir: d.fleetDir(), Name: cmp.Or(os.Getenv("USER"), "admin"), Groups: []string{"admin"}, Out: dir})
 		if err != nil {
 			return err
 		}
 	}
 	return config.SetCurrent(d.o.ContextName)
+}
+
+// lasts reports whether a context's identity is good for another day.
+func lasts(c config.Context) bool {
+	id, err := aaa.ParseIdentity(c.Identity.Reveal())
+	if err != nil {
+		return false
+	}
+	claims, err := id.Claims()
+	return err == nil && time.Now().Add(24*time.Hour).Before(claims.Expires)
 }
 
 // freePort finds a port of loopback that nobody uses now.

@@ -83,6 +83,17 @@ func TestRemovedNodeIsPutOut(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		// A node can have the broker write such a record for another node.
+		if _, err := kv.Put(f.ctx(), "remove.n", []byte(`{"stream":"MUSTER_ALIVE","seq":1}`)); err != nil {
+			t.Fatal(err)
+		}
+		// Nor is it a reason to refuse a newcomer.
+		if err := f.join(f.invite("m"), filepath.Join(t.TempDir(), "m")); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := conn.RTT(); err != nil {
+			t.Fatalf("a record that is no removal put the node out: %v", err)
+		}
 		if _, err := kv.Put(f.ctx(), "remove.n", []byte(`{}`)); err != nil {
 			t.Fatal(err)
 		}

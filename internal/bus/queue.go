@@ -40,19 +40,9 @@ const (
 // what is not acknowledged, so that a fresh consumer is in order, which a kept
 // one, redelivering behind newer messages, is not.
 func (c *Conn) Commands(ctx context.Context, node muster.NodeName, handle func(Message) error) error {
-	stream, name := c.subjects.CommandStream(node), encodeNode(node)
-	setup, cancel := context.WithTimeout(ctx, 30*time.Second)
-	defer cancel()
-	if err := c.js.DeleteConsumer(setup, stream, name); err != nil && !errors.Is(err, jetstream.ErrConsumerNotFound) {
-		return natsError(err, "remove the old consumer")
-	}
-	consumer, err := c.js.CreateConsumer(setup, stream, jetstream.ConsumerConfig{
-		Name: name, FilterSubject: c.subjects.Commands(node),
-		AckPolicy: jetstream.AckExplicitPolicy, AckWait: ackWait, MaxAckPending: maxAckPending,
-		InactiveThreshold: inactiveThreshold, MemoryStorage: true, Replicas: 1,
-	})
+	consumer, err := c.freshConsumer(ctx, node)
 	if err != nil {
-		return natsError(err, "make a consumer")
+		return err
 	}
 	messages, err := consumer.Messages(jetstream.PullMaxMessages(maxAckPending/2),
 		jetstream.PullHeartbeat(pullHeartbeat), jetstream.PullExpiry(2*pullHeartbeat))
@@ -61,6 +51,31 @@ func (c *Conn) Commands(ctx context.Context, node muster.NodeName, handle func(M
 	}
 	defer messages.Stop()
 	return c.deliver(ctx, messages, handle)
+}
+
+// EnsureQueue makes the consumer of a node without reading from it.
+func (c *Conn) EnsureQueue(ctx context.Context, node muster.NodeName) error {
+	_, err := c.freshConsumer(ctx, node)
+	return err
+}
+
+// freshConsumer replaces the node's consumer by a new one.
+func (c *Conn) freshConsumer(ctx context.Context, node muster.NodeName) (jetstream.Consumer, error) {
+	stream, name := c.subjects.CommandStream(node), encodeNode(node)
+	setup, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	if err := c.js.DeleteConsumer(setup, stream, name); err != nil && !errors.Is(err, jetstream.ErrConsumerNotFound) {
+		return nil, natsError(err, "remove the old consumer")
+	}
+	consumer, err := c.js.CreateConsumer(setup, stream, jetstream.ConsumerConfig{
+		Name: name, FilterSubject: c.subjects.Commands(node),
+		AckPolicy: jetstream.AckExplicitPolicy, AckWait: ackWait, MaxAckPending: maxAckPending,
+		InactiveThreshold: inactiveThreshold, MemoryStorage: true, Replicas: 1,
+	})
+	if err != nil {
+		return nil, natsError(err, "make a consumer")
+	}
+	return consumer, nil
 }
 
 // deliver hands messages on while their consumer sequence has no gap.

@@ -80,6 +80,8 @@ func (application) Invite(ctx context.Context, o app.InviteOptions) (string, err
 	return app.Invite(ctx, o)
 }
 
-func (application) RunAgent(ctx context.Context, o app.AgentOptions) error { return app.RunAgent(ctx, o) }
+func (application) RunAgent(ctx context.Context, o app.AgentOptions) error {
+	return app.RunAgent(ctx, o)
+}
 
 func (application) RunDev(ctx context.Context, o app.DevOptions) error { return app.RunDev(ctx, o) }

@@ -15,6 +15,7 @@ import (
 
 	"github.com/musterfleet/muster"
 	"github.com/musterfleet/muster/client"
+	"github.com/musterfleet/muster/internal/filter"
 )
 
 // sendTimeout bounds storing the commands of one send, which may be thousands.
@@ -84,9 +85,12 @@ func (f *sendFlags) check(cmd *cobra.Command) error {
 		return usagef(cmd, "--timeout and --no-timeout exclude each other")
 	}
 	if f.id != "" {
-		return usage(muster.CommandID(f.id).Validate())
+		if err := muster.CommandID(f.id).Validate(); err != nil {
+			return usage(err)
+		}
 	}
-	return nil
+	_, err := filter.Parse(f.selector) // before connecting: a slip is told at once, broker or not
+	return err
 }
 
 func (f *sendFlags) request(now time.Time, m muster.Method, input json.RawMessage, nodes []client.Node) (client.Request, error) {
@@ -281,6 +285,12 @@ func (s *sending) follow(ctx context.Context, r client.Request, receipt client.R
 	if len(receipt.Nodes) == 0 {
 		return exit(refusedCode(receipt))
 	}
+	if receipt.Outbox { // the broker does not know of it yet: there is nothing to follow
+		if err := s.receipt(receipt, nodes); err != nil {
+			return err
+		}
+		return exitError(ExitPending)
+	}
 	w := s.p.watch(s.c, s.live && s.p.format == "table")
 	w.expect(receipt, r, client.Status{Sent: s.p.now()})
 	s.streamLines(ctx, w)
@@ -434,6 +444,13 @@ func (s *sending) rolling(ctx context.Context, r client.Request, nodes []client.
 		nodes = nodes[n:]
 		r.ID = receipt.ID
 		w.expect(receipt, r, client.Status{Sent: s.p.now()})
+		if receipt.Outbox {
+			s.p.say("stopped: a rolling send needs the broker")
+			if err := s.end(ctx, w, nil, names(nodes), refused); err != nil {
+				return err
+			}
+			return exitError(ExitPending)
+		}
 		if code := refusedCode(receipt); code != ExitOK {
 			refused, failures = code, failures+len(receipt.Refused)
 		}

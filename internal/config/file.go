@@ -22,7 +22,7 @@ import (
 )
 
 // MaxFile is the largest file in bytes that is read.
-const MaxFile = 1 << 20
+const MaxFile = 16 << 20
 
 // Modes of what is written. There are secrets in most folders.
 const (

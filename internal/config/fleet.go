@@ -207,6 +207,45 @@ func (f FleetFolder) Revoke(publicKey string, now time.Time) error {
 	return WriteFile(f.path("revoked.json"), append(data, '\n'))
 }
 
+// A Member is a node that has joined.
+type Member struct {
+	PublicKey string    `json:"public_key"` // of its credentials
+	Joined    time.Time `json:"joined"`
+	// Removal is a sequence of the fleet's records: only an order to remove the
+	// node that comes later is meant for this member.
+	Removal uint64 `json:"removal"`
+}
+
+// Members reads which nodes have joined, and with which key. It is kept here
+// and not on the bus, because what a node could write there must not protect
+// its key from being revoked.
+func (f FleetFolder) Members() (map[string]Member, error) {
+	all := map[string]Member{}
+	data, err := readOptional(f.path("members.json"))
+	if err != nil || data == nil {
+		return all, err
+	}
+	if err := json.Unmarshal(data, &all); err != nil {
+		return nil, muster.Errorf(muster.Corrupt, "%s cannot be read: %w", f.path("members.json"), err).
+			WithHint("restore it from a backup: without it, nodes cannot be removed")
+	}
+	return all, nil
+}
+
+// SetMember records a node that joins. One process at a time may do so.
+func (f FleetFolder) SetMember(node string, m Member) error {
+	all, err := f.Members()
+	if err != nil {
+		return err
+	}
+	all[node] = m
+	data, err := json.MarshalIndent(all, "", "  ")
+	if err != nil {
+		return err
+	}
+	return WriteFile(f.path("members.json"), append(data, '\n'))
+}
+
 // AccountJWT makes the JWT of the main account, with all revocations.
 func (f FleetFolder) AccountJWT(now time.Time) (key, token string, err error) {
 	revoked, err := f.Revocations()

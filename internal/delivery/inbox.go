@@ -2,6 +2,7 @@ package delivery
 
 import (
 	"cmp"
+	"maps"
 	"slices"
 	"time"
 
@@ -409,8 +410,9 @@ func (b *Inbox) schedule(now time.Time) {
 	for _, id := range b.timers.due(now) {
 		b.tick(now, id)
 	}
-	for _, queue := range b.lanes {
-		if head := queue[0]; head.waiting() && !now.Before(head.NotBefore) {
+	// In a fixed order, so that a simulation can be repeated.
+	for _, lane := range slices.SortedFunc(maps.Keys(b.lanes), compareLanes) {
+		if head := b.lanes[lane][0]; head.waiting() && !now.Before(head.NotBefore) {
 			b.start(head, now)
 		}
 	}
@@ -423,6 +425,10 @@ func (b *Inbox) schedule(now time.Time) {
 			b.start(e, now)
 		}
 	}
+}
+
+func compareLanes(x, y muster.Lane) int {
+	return cmp.Or(cmp.Compare(x.Kind, y.Kind), cmp.Compare(x.Method, y.Method))
 }
 
 // start begins a run. The journal knows of it before it begins: a command that

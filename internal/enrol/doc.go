@@ -7,9 +7,10 @@
 // Records in the bucket, each one JSON object:
 //
 //	invite.<token id>   an invitation, with the hash of its secret
-//	member.<node>       the public key with which the node joined
 //	node.<node>         what operators say of a node: labels, time of invitation
 //	remove.<node>       written by an operator: the node is to be put out
+//
+// The public key with which each node joined is kept in the fleet's folder.
 //
 // A token is good for one key. The same key may ask again until the token
 // expires, so that a lost answer does no harm. After MaxFailures wrong secrets

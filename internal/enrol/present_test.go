@@ -51,3 +51,14 @@ func TestPresent(t *testing.T) {
 		}
 	}
 }
+
+func TestOnlyRemovalsRemove(t *testing.T) {
+	for text, want := range map[string]bool{
+		`{}`: true, `{"by":"alice","reason":"gone"}`: true,
+		``: false, `null`: false, `[]`: false, `{"stream":"MUSTER_ALIVE","seq":1}`: false, `{} {}`: false, `{"by":1}`: false,
+	} {
+		if got := isRemoval([]byte(text)); got != want {
+			t.Errorf("%s: %t", text, got)
+		}
+	}
+}

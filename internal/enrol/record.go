@@ -30,10 +30,34 @@ type invitation struct {
 	Void     string          `json:"void,omitempty"` // why
 }
 
-// A member is stored under member.<node>.
-type member struct {
-	PublicKey string    `json:"public_key"`
-	Joined    time.Time `json:"joined"`
+// A removal is stored under remove.<node>. Whatever else stands there does not
+// count: a node can have the broker write the answer to one of its requests to
+// any subject, though it does not choose the text.
+type removal struct {
+	By     string `json:"by,omitempty"`
+	Reason string `json:"reason,omitempty"`
+}
+
+func isRemoval(data []byte) bool {
+	d := json.NewDecoder(bytes.NewReader(data))
+	d.DisallowUnknownFields()
+	var r *removal
+	return d.Decode(&r) == nil && r != nil && !d.More()
+}
+
+// lastRemoval is the sequence of the newest order to remove the node, 0 for
+// none.
+func lastRemoval(ctx context.Context, conn *bus.Conn, node muster.NodeName) (uint64, error) {
+	m, err := conn.Last(ctx, bucketStream, bucketSubject+"remove."+string(node))
+	switch {
+	case muster.KindOf(err) == muster.NotFound:
+		return 0, nil
+	case err != nil:
+		return 0, err
+	case !isRemoval(m.Data):
+		return 0, nil
+	}
+	return m.Seq, nil
 }
 
 // A NodeRecord is what operators say of a node, stored under node.<node>.
@@ -71,9 +95,6 @@ func get(ctx context.Context, conn *bus.Conn, key string, into any) (seq uint64,
 		return 0, err
 	}
 	if len(bytes.TrimSpace(m.Data)) == 0 { // deleted
-		return m.Seq, nil
-	}
-	if into == nil {
 		return m.Seq, nil
 	}
 	if err := json.Unmarshal(m.Data, into); err != nil {

@@ -28,7 +28,7 @@ type Service struct {
 	Log           *slog.Logger     // nil is none
 	Ready         func()           // nil, or called when newcomers can come
 
-	mu sync.Mutex // held to change the revocations
+	mu sync.Mutex // held to change members and revocations
 }
 
 // Serve works until ctx or the connection ends.
@@ -58,8 +58,8 @@ func (s *Service) Serve(ctx context.Context, conn *bus.Conn) error {
 	if s.Ready != nil {
 		s.Ready()
 	}
-	q := bus.Query{Stream: bucketStream, Filters: []string{bucketSubject + "remove.>"}, Last: true}
-	return conn.Follow(ctx, q, func(m bus.Stored) error { return s.removed(ctx, conn, m) })
+	q := bus.Query{Stream: bucketStream, Filters: []string{bucketSubject + "remove.>"}}
+	return conn.Follow(ctx, q, func(m bus.Stored) error { return s.removed(ctx, m) })
 }
 
 func (s *Service) handle(ctx context.Context, conn *bus.Conn, r bus.Request) {
@@ -99,10 +99,14 @@ func (s *Service) admit(ctx context.Context, conn *bus.Conn, id string, data []b
 			return "", "", err
 		}
 		next, refusal := v.present(r, s.Now())
-		if removed, err := get(ctx, conn, "remove."+string(v.Node), nil); err != nil {
-			return "", v.Node, err
-		} else if v.Node != "" && removed > seq {
-			return "", v.Node, refusedf("the node was removed after it was invited")
+		if v.Node != "" {
+			removed, err := lastRemoval(ctx, conn, v.Node)
+			if err != nil {
+				return "", v.Node, err
+			}
+			if removed > seq {
+				return "", v.Node, refusedf("the node was removed after it was invited")
+			}
 		}
 		if next != nil {
 			err := put(ctx, conn, key, next, seq)
@@ -164,32 +168,25 @@ func refusedf(format string, args ...any) error {
 // revoked: there is one machine of a name. seq is that of the invitation when
 // it was read; a removal that came after it undoes the admission.
 func (s *Service) enter(ctx context.Context, conn *bus.Conn, node muster.NodeName, public string, seq uint64) error {
-	for {
-		var old member
-		key := "member." + string(node)
-		at, err := get(ctx, conn, key, &old)
-		if err != nil {
-			return err
-		}
-		if old.PublicKey == public {
-			break
-		}
-		err = put(ctx, conn, key, member{public, s.Now().UTC()}, at)
-		if muster.KindOf(err) == muster.Conflict {
-			continue
-		}
-		if err != nil {
-			return err
-		}
-		if old.PublicKey != "" {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	members, err := s.Fleet.Members()
+	if err != nil {
+		return err
+	}
+	if old := members[string(node)]; old.PublicKey != public {
+		m := config.Member{PublicKey: public, Joined: s.Now().UTC(), Removal: seq}
+		if old.PublicKey != "" { // first: otherwise a crash between the two would leave the old key in force
 			if err := s.revoke(ctx, old.PublicKey); err != nil {
 				return err
 			}
-			s.Log.Info("the node joined anew; its former credentials are revoked", "component", "enrol", "node", node)
+			s.Log.Info("the node joins anew; its former credentials are revoked", "component", "enrol", "node", node)
 		}
-		break
+		if err := s.Fleet.SetMember(string(node), m); err != nil {
+			return err
+		}
 	}
-	removed, err := get(ctx, conn, "remove."+string(node), nil)
+	removed, err := lastRemoval(ctx, conn, node)
 	if err == nil && removed > seq {
 		err = cmp.Or(s.revoke(ctx, public), refusedf("the node was removed after it was invited"))
 	}
@@ -197,17 +194,20 @@ func (s *Service) enter(ctx context.Context, conn *bus.Conn, node muster.NodeNam
 }
 
 // removed handles one order to remove a node, perhaps again.
-func (s *Service) removed(ctx context.Context, conn *bus.Conn, m bus.Stored) error {
+func (s *Service) removed(ctx context.Context, m bus.Stored) error {
 	node := strings.TrimPrefix(m.Subject, bucketSubject+"remove.")
-	if len(m.Data) == 0 {
+	if !isRemoval(m.Data) {
+		s.Log.Warn("a record that is no order to remove a node is ignored", "component", "enrol", "node", node)
 		return nil
 	}
-	var old member
-	joined, err := get(ctx, conn, "member."+node, &old)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	members, err := s.Fleet.Members()
 	if err != nil {
 		return err
 	}
-	if old.PublicKey == "" || joined > m.Seq {
+	old := members[node]
+	if old.PublicKey == "" || m.Seq <= old.Removal {
 		return nil // it never joined, or has joined again since
 	}
 	if err := s.revoke(ctx, old.PublicKey); err != nil {
@@ -217,10 +217,8 @@ func (s *Service) removed(ctx context.Context, conn *bus.Conn, m bus.Stored) err
 	return nil
 }
 
-// revoke is done when the broker knows. It may be done twice.
+// revoke is done when the broker knows. It may be done twice. s.mu is held.
 func (s *Service) revoke(ctx context.Context, public string) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	all, err := s.Fleet.Revocations()
 	if err != nil {
 		return err

@@ -18,6 +18,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"syscall"
 	"time"
 
 	"go.etcd.io/bbolt"
@@ -189,7 +190,8 @@ func isFormat(err error) bool {
 	}
 	var pathErr *os.PathError
 	var sysErr *os.SyscallError
-	return !errors.As(err, &pathErr) && !errors.As(err, &sysErr)
+	var errno syscall.Errno
+	return !errors.As(err, &pathErr) && !errors.As(err, &sysErr) && !errors.As(err, &errno)
 }
 
 // prepare makes what a new file lacks. It changes nothing else: a file that
@@ -224,7 +226,11 @@ func (j *Journal) prepare() error {
 		return nil
 	})
 	if err != nil && muster.KindOf(err) == muster.Internal {
-		return muster.Errorf(muster.Unavailable, "journal: write: %w", err)
+		kind := muster.Unavailable
+		if isFormat(err) { // a damaged page can look like a value where a bucket should be
+			kind = muster.Corrupt
+		}
+		return muster.Errorf(kind, "journal: write: %w", err)
 	}
 	return err
 }

@@ -41,6 +41,9 @@ type Node struct {
 
 // New makes the fleet's folder. Nothing runs yet.
 func New(exe, dir string) (*Lab, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
 	port, err := freePort()
 	if err != nil {
 		return nil, err
