@@ -183,9 +183,8 @@ type probe struct {
 	hold       chan struct{} // a run waits until it is closed; nil for none
 	fail       func(attempt int) error
 
-	mu   sync.Mutex // guards ran
-	ran  []string
-	died int
+	mu  sync.Mutex // guards ran
+	ran []string
 }
 
 func (p *probe) Spec() method.Spec {
