@@ -31,6 +31,7 @@ type beat struct {
 	Queue    int             `json:"queue"`
 	Running  int             `json:"running"`
 	Leaving  bool            `json:"leaving"`
+	RTT      float64         `json:"rtt_ms"`
 }
 
 // membership is what operators say of a node, in the fleet's bucket.
@@ -42,9 +43,12 @@ type membership struct {
 // keyNode is the bucket's key of a node's membership.
 func keyNode(n muster.NodeName) string { return "node." + string(n) }
 
-// Bounds of the wait for answers to a ping.
+// Bounds of the wait for answers to a ping: some round trips of the slowest
+// node that is expected to answer.
 const (
-	pingWait = time.Second
+	pingWait  = 250 * time.Millisecond
+	pingTrips = 4
+	pingMost  = 5 * time.Second
 	// aliveFor is how recent a sign of life must be for an answer to be
 	// expected: some heartbeats.
 	aliveFor = 45 * time.Second
@@ -83,8 +87,8 @@ func inventory(ctx context.Context, conn *bus.Conn) (map[muster.NodeName]*Node, 
 	s := conn.Subjects()
 	err := lastValues(ctx, conn, bus.StreamNodes, s.Node(">"), func(m bus.Stored, h hello) {
 		name, ok := s.NodeOf(m.Subject, "node")
-		if !ok || name.Validate() != nil {
-			return
+		if !ok || name.Validate() != nil || h.Node != name {
+			return // not what an agent writes
 		}
 		n := get(name)
 		n.LastSeen, n.Version, n.Instance, n.Started = m.Time, h.Version, h.Instance, h.Started
@@ -113,10 +117,11 @@ func heartbeats(ctx context.Context, conn *bus.Conn, nodes map[muster.NodeName]*
 	s := conn.Subjects()
 	err := lastValues(ctx, conn, bus.StreamAlive, s.Alive(">"), func(m bus.Stored, b beat) {
 		name, ok := s.NodeOf(m.Subject, "alive")
-		if n := nodes[name]; ok && n != nil {
+		if n := nodes[name]; ok && n != nil && b.Node == name {
 			n.LastSeen = m.Time
 			n.Queue, n.Running = b.Queue, b.Running
 			n.Online = !b.Leaving && time.Since(m.Time) < aliveFor
+			n.RTT = time.Duration(max(min(b.RTT, 60_000), 0) * float64(time.Millisecond))
 		}
 	})
 	if muster.KindOf(err) == muster.NotFound {
@@ -128,20 +133,18 @@ func heartbeats(ctx context.Context, conn *bus.Conn, nodes map[muster.NodeName]*
 // ping asks who is there now. It waits for those of whom there was a recent
 // sign of life, and not for the others.
 func ping(ctx context.Context, conn *bus.Conn, nodes map[muster.NodeName]*Node) error {
-	expected := 0
+	expected, wait := 0, pingWait
 	for _, n := range nodes {
 		if n.Online {
 			expected++
+			wait = max(wait, pingWait+pingTrips*n.RTT)
 		}
-		n.Online = false
+		n.Online, n.RTT = false, 0
 	}
 	if len(nodes) == 0 {
 		return nil
 	}
-	wait := pingWait
-	if expected == 0 {
-		wait /= 4 // somebody may have come this moment
-	}
+	wait = min(wait, pingMost)
 	ctx, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
 	asked := time.Now()

@@ -88,6 +88,7 @@ type Agent struct {
 	problems  problems
 	withdrawn recent
 	known     atomic.Pointer[bus.Subjects] // of the last session
+	rtt       atomic.Int64                 // to the broker, nanoseconds
 }
 
 // New checks the options. Nothing happens before Run.

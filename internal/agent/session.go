@@ -33,6 +33,9 @@ type Beat struct {
 	Queue    int             `json:"queue"`
 	Running  int             `json:"running"`
 	Leaving  bool            `json:"leaving,omitempty"` // an orderly end
+	// RTT is the round trip to the broker in milliseconds, as measured last:
+	// how long an answer to a ping may take.
+	RTT float64 `json:"rtt_ms,omitempty"`
 }
 
 // sessions dials again and again until ctx ends.
@@ -137,7 +140,10 @@ func (a *Agent) hello(ctx context.Context, conn *bus.Conn) error {
 
 func (a *Agent) beat(leaving bool) []byte {
 	queue, running := a.core.load()
-	data, err := json.Marshal(Beat{a.o.Node, a.instance, time.Now(), queue, running, leaving})
+	data, err := json.Marshal(Beat{
+		Node: a.o.Node, Instance: a.instance, Time: time.Now(), Queue: queue, Running: running, Leaving: leaving,
+		RTT: float64(a.rtt.Load()) / 1e6,
+	})
 	if err != nil {
 		panic(err) // plain fields
 	}
@@ -163,6 +169,9 @@ func (a *Agent) heartbeat(ctx context.Context, conn *bus.Conn) {
 	defer beat.Stop()
 	defer again.Stop()
 	for {
+		if rtt, err := conn.RTT(); err == nil {
+			a.rtt.Store(int64(rtt))
+		}
 		if err := conn.Tell(conn.Subjects().Alive(a.o.Node), a.beat(false)); err != nil {
 			a.log.Debug("heartbeat was not sent", "err", err)
 		}

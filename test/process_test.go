@@ -1,0 +1,253 @@
+package test
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/musterfleet/muster"
+	"github.com/musterfleet/muster/client"
+	"github.com/musterfleet/muster/test/lab"
+)
+
+// realFleet runs a broker and one node as processes.
+func realFleet(t *testing.T) (*lab.Lab, *lab.Node, *client.Client) {
+	t.Helper()
+	exe, err := buildMuster()
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := lab.New(exe, t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &campaign{t: t, lab: l}
+	t.Cleanup(func() {
+		if err := l.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := l.Broker.Start(); err != nil {
+		t.Fatal(err)
+	}
+	c.client = c.connect()
+	n, err := l.AddNode(t.Context(), "node1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.waitOnline()
+	return l, n, c.client
+}
+
+func shell(t *testing.T, c *client.Client, script string, change func(*client.Request)) client.Receipt {
+	t.Helper()
+	input, _ := json.Marshal(map[string]string{"shell": script})
+	r := client.Request{Method: "shell.run", Input: input, Nodes: []muster.NodeName{"node1"}}
+	if change != nil {
+		change(&r)
+	}
+	receipt, err := c.Send(t.Context(), r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return receipt
+}
+
+// final follows a send to its end and returns its only command.
+func final(t *testing.T, c *client.Client, r client.Receipt) client.Status {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	if err := c.Follow(ctx, r.ID, func(client.Update) error { return nil }); err != nil {
+		t.Fatalf("follow: %v", err)
+	}
+	all, err := c.Command(ctx, muster.Key{ID: r.ID})
+	if err != nil || len(all) != 1 {
+		t.Fatalf("command: %v, %d found", err, len(all))
+	}
+	return all[0]
+}
+
+// until looks again and again for a condition of real processes.
+func until(t *testing.T, what string, holds func() bool) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	for !holds() {
+		if ctx.Err() != nil {
+			t.Fatalf("waited in vain until %s", what)
+		}
+		pause(ctx, 20*time.Millisecond)
+	}
+}
+
+// readPID reads a process id that a command wrote.
+func readPID(path string) int {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return 0
+	}
+	pid, _ := strconv.Atoi(strings.TrimSpace(string(data))) // 0 while it is being written
+	return pid
+}
+
+func alive(pid int) bool {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	return err == nil && !bytes.Contains(stat, []byte(") Z ")) && !errors.Is(syscall.Kill(pid, 0), syscall.ESRCH)
+}
+
+// An agent that is killed in the middle of a run reports it as unknown, with
+// what it had written and with its processes ended, also those that left its
+// process group; an idempotent one runs again.
+func TestKilledInTheMiddle(t *testing.T) {
+	l, n, c := realFleet(t)
+	pidFile := filepath.Join(l.Dir, "child")
+	script := `echo before; setsid sh -c 'echo $$ > ` + pidFile + `.new; mv ` + pidFile + `.new ` + pidFile + `; exec sleep 1000' & wait`
+	lost := shell(t, c, script, nil)
+	until(t, "the run has begun", func() bool { return readPID(pidFile) > 0 })
+	child := readPID(pidFile)
+	again := shell(t, c, `echo run >>`+filepath.Join(l.Dir, "again")+`; test $(wc -l <`+filepath.Join(l.Dir, "again")+`) -ge 2 || sleep 1000`,
+		func(r *client.Request) { r.Idempotent, r.NoSeq = true, true })
+	until(t, "the second run has begun", func() bool { _, err := os.Stat(filepath.Join(l.Dir, "again")); return err == nil })
+	if err := n.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.Start(); err != nil {
+		t.Fatal(err)
+	}
+	s := final(t, c, lost)
+	if s.State != muster.Unknown || s.Result == nil || string(s.Result.Stdout.Inline) != "before\n" {
+		t.Errorf("got %s with result %+v, want unknown with the output so far", s.State, s.Result)
+	}
+	if s.Result != nil && (s.Result.Child == nil || s.Result.Child.Ended == 0) {
+		t.Errorf("what is known of the processes is missing: %+v", s.Result.Child)
+	}
+	if alive(child) {
+		t.Errorf("process %d of the interrupted command runs on", child)
+	}
+	if s := final(t, c, again); s.State != muster.Done {
+		t.Errorf("the idempotent command: got %s (%s), want done", s.State, s.Reason)
+	}
+}
+
+// Cancel and the time limit end the whole process group.
+func TestRunIsEnded(t *testing.T) {
+	l, _, c := realFleet(t)
+	for name, want := range map[string]muster.State{"cancel": muster.Cancelled, "timeout": muster.Failure} {
+		pidFile := filepath.Join(l.Dir, name)
+		r := shell(t, c, `sleep 1000 & echo $! > `+pidFile+`.new; mv `+pidFile+`.new `+pidFile+`; wait`, func(r *client.Request) {
+			if name == "timeout" {
+				r.Timeout = 500 * time.Millisecond
+			}
+		})
+		until(t, "the run has begun", func() bool { return readPID(pidFile) > 0 })
+		if name == "cancel" {
+			if err := c.Cancel(t.Context(), r.ID, nil, ""); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if s := final(t, c, r); s.State != want {
+			t.Errorf("%s: got %s (%s), want %s", name, s.State, s.Reason, want)
+		}
+		if pid := readPID(pidFile); alive(pid) {
+			t.Errorf("%s: process %d runs on", name, pid)
+		}
+	}
+}
+
+// Output that is far larger than a report arrives whole, stdout and stderr
+// apart, also when the link is cut in the middle.
+func TestLargeOutput(t *testing.T) {
+	_, n, c := realFleet(t)
+	r := shell(t, c, `seq 1 1000000; echo complaint >&2`, nil)
+	var out, errs bytes.Buffer
+	cut := false
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	err := c.Follow(ctx, r.ID, func(u client.Update) error {
+		if u.Chunk == nil {
+			return nil
+		}
+		to := &out
+		if u.Chunk.Stream == "stderr" {
+			to = &errs
+		}
+		if u.Chunk.Offset != int64(to.Len()) {
+			t.Errorf("a chunk of %s begins at %d, want %d", u.Chunk.Stream, u.Chunk.Offset, to.Len())
+		}
+		to.Write(u.Chunk.Data)
+		if !cut {
+			cut = true
+			n.Link.Cut()
+			n.Link.Heal()
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var want bytes.Buffer
+	for i := range 1000000 {
+		fmt.Fprintln(&want, i+1)
+	}
+	if sha256.Sum256(out.Bytes()) != sha256.Sum256(want.Bytes()) {
+		t.Errorf("stdout: got %d bytes that differ from the %d wanted", out.Len(), want.Len())
+	}
+	if errs.String() != "complaint\n" {
+		t.Errorf("stderr: got %q", errs.String())
+	}
+	all, err := c.Command(ctx, muster.Key{ID: r.ID})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var again bytes.Buffer
+	if err := c.Output(ctx, all[0], "stdout", &again); err != nil || !bytes.Equal(again.Bytes(), want.Bytes()) {
+		t.Errorf("read again: %d bytes, %v", again.Len(), err)
+	}
+}
+
+// A journal that is damaged while the agent is away is set aside and reported;
+// what was issued before and must not run twice becomes unknown.
+func TestDamagedJournal(t *testing.T) {
+	_, n, c := realFleet(t)
+	if s := final(t, c, shell(t, c, "true", nil)); s.State != muster.Done {
+		t.Fatalf("got %s", s.State)
+	}
+	if err := n.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	before := shell(t, c, "true", nil)
+	if err := os.WriteFile(filepath.Join(n.Dir, "journal.db"), bytes.Repeat([]byte("not a journal "), 5000), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if s := final(t, c, before); s.State != muster.Unknown {
+		t.Errorf("issued before the loss: got %s (%s), want unknown", s.State, s.Reason)
+	}
+	if s := final(t, c, shell(t, c, "true", nil)); s.State != muster.Done {
+		t.Errorf("issued after the loss: got %s (%s), want done", s.State, s.Reason)
+	}
+	aside, err := filepath.Glob(filepath.Join(n.Dir, "journal.db.unreadable-*"))
+	if err != nil || len(aside) != 1 {
+		t.Errorf("the damaged file is not set aside: %v, %v", aside, err)
+	}
+	var events []client.Event
+	if err := c.Events(t.Context(), time.Time{}, false, func(e client.Event) error { events = append(events, e); return nil }); err != nil {
+		t.Fatal(err)
+	}
+	if len(events) == 0 || events[0].Type != "journal-unreadable" {
+		t.Errorf("events: %+v", events)
+	}
+}
