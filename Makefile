@@ -52,14 +52,16 @@ fuzz: ## each target for FUZZTIME
 chaos: build ## faults chosen by SEED for DURATION
 	SEED=$(SEED) DURATION=$(DURATION) $(GO) test -count=1 -v -timeout 0 -run Chaos ./test/...
 
-bench:
-	$(GO) test -run '^$$' -bench . -benchmem ./...
+bench: build ## figures against bare JetStream, kept in bench/RESULTS.md
+	$(GO) run ./bench bin/muster >bench/RESULTS.new
+	mv bench/RESULTS.new bench/RESULTS.md
+	@cat bench/RESULTS.md
 
 demo: build ## a session with nodes on this machine
 	$(GO) run ./test/demo bin/muster
 
-docs: ## nothing is generated so far
-	@echo "the pages in docs/ are written by hand"
+docs: ## docs/reference.md from the program's help and schemas
+	$(GO) test -count=1 ./internal/cli -run TestReference -update
 
 update: ## writes golden files and test vectors anew; read the diff
 	@for dir in $(UPDATE); do $(GO) test -count=1 $$dir -update || exit 1; done

@@ -4,8 +4,12 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"net"
+	"net/url"
 	"strings"
 	"time"
+
+	"github.com/shirou/gopsutil/v4/disk"
 
 	"github.com/musterfleet/muster"
 	"github.com/musterfleet/muster/internal/bus"
@@ -126,10 +130,12 @@ func (h *Health) add(name, level, hint, format string, args ...any) {
 func (c *Client) Check(ctx context.Context) Health {
 	var h Health
 	c.checkIdentity(&h)
+	c.checkDisk(ctx, &h)
 	conn, _, err := c.connection(ctx)
 	if err != nil {
 		e := muster.AsError(muster.Unavailable, err)
 		h.add("broker", "fail", e.Hint, "%s", e.Message)
+		c.checkPorts(ctx, &h)
 		return h
 	}
 	if rtt, err := conn.RTT(); err != nil {
@@ -162,6 +168,48 @@ func (c *Client) checkIdentity(h *Health) {
 		h.add("outbox", "fail", "see the folder's permissions and disk", "%v", err)
 	case n > 0:
 		h.add("outbox", "warn", "'muster outbox flush' sends them when the broker is there", "%d sends wait for the broker", n)
+	}
+}
+
+// checkPorts looks for the reason why the broker does not answer.
+func (c *Client) checkPorts(ctx context.Context, h *Health) {
+	for _, text := range c.dial.URLs {
+		u, err := url.Parse(text)
+		if err != nil {
+			h.add("port", "fail", "mend the context", "%q is no URL: %v", text, err)
+			continue
+		}
+		host := u.Host
+		if u.Port() == "" {
+			host = net.JoinHostPort(u.Hostname(), "4222")
+		}
+		d := net.Dialer{Timeout: 3 * time.Second}
+		conn, err := d.DialContext(ctx, "tcp", host)
+		if err != nil {
+			h.add("port", "fail", "start the broker, or see routes and firewalls on the way", "%v", err)
+			continue
+		}
+		_ = conn.Close() // it was opened only to see that it can be
+		h.add("port", "ok", "", "%s takes connections", host)
+	}
+}
+
+// diskLeast is the free space below which a disk is reported.
+const diskLeast = 100 << 20
+
+// checkDisk looks at the room for the outbox.
+func (c *Client) checkDisk(ctx context.Context, h *Health) {
+	if c.outbox == nil {
+		return
+	}
+	usage, err := disk.UsageWithContext(ctx, c.outbox.dir)
+	switch {
+	case err != nil:
+		h.add("disk", "warn", "see the folder's permissions", "%s: %v", c.outbox.dir, err)
+	case usage.Free < diskLeast:
+		h.add("disk", "fail", "free some space: a send is accepted only when it is on disk", "%d MiB are left for the outbox in %s", usage.Free>>20, c.outbox.dir)
+	default:
+		h.add("disk", "ok", "", "%.1f GiB are left for the outbox", float64(usage.Free)/(1<<30))
 	}
 }
 

@@ -4,9 +4,12 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"sync"
 	"time"
+
+	"github.com/shirou/gopsutil/v4/disk"
 
 	"github.com/musterfleet/muster"
 	"github.com/musterfleet/muster/internal/aaa"
@@ -120,6 +123,7 @@ func (a *Agent) prepare(ctx context.Context, conn *bus.Conn) error {
 }
 
 func (a *Agent) hello(ctx context.Context, conn *bus.Conn) error {
+	a.checkDisk(ctx)
 	h := Hello{
 		Node: a.o.Node, Version: a.o.Version, Instance: a.instance, Started: a.started,
 		Methods: a.o.Plugins, Problems: a.problems.list(),
@@ -136,6 +140,18 @@ func (a *Agent) hello(ctx context.Context, conn *bus.Conn) error {
 		return err
 	}
 	return conn.Put(ctx, bus.Outgoing{Subject: conn.Subjects().Node(a.o.Node), Data: data})
+}
+
+// diskLeast is the free space below which a node complains.
+const diskLeast = 100 << 20
+
+// checkDisk looks at the room for journal and output.
+func (a *Agent) checkDisk(ctx context.Context) {
+	text := ""
+	if u, err := disk.UsageWithContext(ctx, a.o.StateDir); err == nil && u.Free < diskLeast {
+		text = fmt.Sprintf("only %d MiB are left on the disk of %s: when it is full, nothing is accepted", u.Free>>20, a.o.StateDir)
+	}
+	a.problems.set("disk", text)
 }
 
 func (a *Agent) beat(leaving bool) []byte {

@@ -20,6 +20,14 @@ func (d described) Invoke(context.Context, method.Invocation) (method.Outcome, e
 	return method.Outcome{}, muster.Errorf(muster.Unsupported, "method %s runs on nodes only", d.spec.Name)
 }
 
+// builtinMethods are those that every node has, to be described, not invoked.
+func builtinMethods() []method.Method {
+	return methods.Builtin(methods.Options{
+		Hello: func() methods.Hello { return methods.Hello{} },
+		Facts: func(context.Context) (map[string]any, error) { return nil, nil },
+	})
+}
+
 // A catalogue is the methods of some nodes.
 type catalogue struct {
 	registry *method.Registry
@@ -30,10 +38,7 @@ type catalogue struct {
 // nodes describe one method differently the first counts: each node checks the
 // input again by its own description.
 func catalogueOf(nodes []client.Node) (*catalogue, error) {
-	builtin := methods.Builtin(methods.Options{
-		Hello: func() methods.Hello { return methods.Hello{} },
-		Facts: func(context.Context) (map[string]any, error) { return nil, nil },
-	})
+	builtin := builtinMethods()
 	known := map[muster.Method]bool{}
 	for _, m := range builtin {
 		known[m.Spec().Name] = true
