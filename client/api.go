@@ -113,13 +113,7 @@ type HistoryQuery struct {
 }
 
 // An Event is something that happened on a node.
-type Event struct {
-	Time    time.Time         `json:"time"`
-	Node    muster.NodeName   `json:"node"`
-	Type    string            `json:"type"` // "started", "journal-unreadable", ...
-	Message string            `json:"message"`
-	Data    map[string]string `json:"data,omitempty"`
-}
+type Event = muster.Event
 
 // A DeadLetter is a message that a node could not take for a command. It can
 // be queued again when its cause is mended.

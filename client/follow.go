@@ -282,12 +282,12 @@ func chunkHeader(m bus.Stored) (offset int64, attempt int, ok bool) {
 		}
 		return ""
 	}
-	offset, err := strconv.ParseInt(get("Muster-Offset"), 10, 64)
+	offset, err := strconv.ParseInt(get(bus.HeaderOffset), 10, 64)
 	if err != nil || offset < 0 {
 		return 0, 0, false
 	}
-	attempt, err = strconv.Atoi(get("Muster-Attempt"))
-	return offset, attempt, err == nil || get("Muster-Attempt") == ""
+	attempt, err = strconv.Atoi(get(bus.HeaderAttempt))
+	return offset, attempt, err == nil || get(bus.HeaderAttempt) == ""
 }
 
 // Output writes the whole of a stream of a command's last run to w. What the

@@ -13,27 +13,6 @@ import (
 	"github.com/musterfleet/muster/internal/filter"
 )
 
-// hello and beat are what agents say of themselves; see docs/wire.md.
-type hello struct {
-	Node     muster.NodeName   `json:"node"`
-	Version  string            `json:"version"`
-	Instance string            `json:"instance"`
-	Started  time.Time         `json:"started"`
-	Facts    map[string]any    `json:"facts"`
-	Methods  []json.RawMessage `json:"methods"`
-	Problems []string          `json:"problems"`
-}
-
-type beat struct {
-	Node     muster.NodeName `json:"node"`
-	Instance string          `json:"instance"`
-	Time     time.Time       `json:"time"`
-	Queue    int             `json:"queue"`
-	Running  int             `json:"running"`
-	Leaving  bool            `json:"leaving"`
-	RTT      float64         `json:"rtt_ms"`
-}
-
 // membership is what operators say of a node, in the fleet's bucket.
 type membership struct {
 	Labels  map[string]string `json:"labels,omitempty"`
@@ -85,7 +64,7 @@ func inventory(ctx context.Context, conn *bus.Conn) (map[muster.NodeName]*Node, 
 		return nodes[name]
 	}
 	s := conn.Subjects()
-	err := lastValues(ctx, conn, bus.StreamNodes, s.Node(">"), func(m bus.Stored, h hello) {
+	err := lastValues(ctx, conn, bus.StreamNodes, s.Node(">"), func(m bus.Stored, h muster.Hello) {
 		name, ok := s.NodeOf(m.Subject, "node")
 		if !ok || name.Validate() != nil || h.Node != name {
 			return // not what an agent writes
@@ -115,7 +94,7 @@ func inventory(ctx context.Context, conn *bus.Conn) (map[muster.NodeName]*Node, 
 // after a start of the broker there are none, and for a moment no stream.
 func heartbeats(ctx context.Context, conn *bus.Conn, nodes map[muster.NodeName]*Node) error {
 	s := conn.Subjects()
-	err := lastValues(ctx, conn, bus.StreamAlive, s.Alive(">"), func(m bus.Stored, b beat) {
+	err := lastValues(ctx, conn, bus.StreamAlive, s.Alive(">"), func(m bus.Stored, b muster.Beat) {
 		name, ok := s.NodeOf(m.Subject, "alive")
 		if n := nodes[name]; ok && n != nil && b.Node == name {
 			n.LastSeen = m.Time
@@ -149,7 +128,7 @@ func ping(ctx context.Context, conn *bus.Conn, nodes map[muster.NodeName]*Node) 
 	defer cancel()
 	asked := time.Now()
 	return conn.AskAll(ctx, conn.Subjects().Ping(), nil, func(data []byte) bool {
-		var b beat
+		var b muster.Beat
 		if json.Unmarshal(data, &b) != nil {
 			return true
 		}

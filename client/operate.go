@@ -57,7 +57,7 @@ func (c *Client) DeadLetters(ctx context.Context, node muster.NodeName) ([]DeadL
 func deadLetter(s bus.Subjects, m bus.Stored) DeadLetter {
 	node, _ := s.NodeOf(m.Subject, "dead")
 	d := DeadLetter{Seq: m.Seq, Node: node, Time: m.Time, Size: len(m.Data), Data: m.Data}
-	if r := m.Header["Muster-Reason"]; len(r) > 0 {
+	if r := m.Header[bus.HeaderReason]; len(r) > 0 {
 		d.Reason = r[0]
 	}
 	return d
@@ -68,7 +68,7 @@ func deadLetter(s bus.Subjects, m bus.Stored) DeadLetter {
 func (c *Client) Requeue(ctx context.Context, seq uint64) error {
 	return c.withDeadLetter(ctx, seq, func(conn *bus.Conn, d DeadLetter, m bus.Stored) error {
 		var subject string
-		if v := m.Header["Muster-Subject"]; len(v) > 0 {
+		if v := m.Header[bus.HeaderSubject]; len(v) > 0 {
 			subject = v[0]
 		}
 		// The header was written by the node: it must name the node's own queue.

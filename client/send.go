@@ -246,9 +246,6 @@ func (c *Client) recordRefusals(ctx context.Context, s sent, refused []Refusal) 
 // Withdrawals in force for one node.
 const maxWithdrawals = 200
 
-// methodCancel is the method of a withdrawal's envelope.
-const methodCancel muster.Method = "command.cancel"
-
 // Cancel withdraws a send from the given nodes, or from all of its nodes when
 // none are given. It returns when the withdrawal is stored: a node that is
 // away learns of it before it learns of the command.
@@ -269,7 +266,7 @@ func (c *Client) Cancel(ctx context.Context, id muster.CommandID, nodes []muster
 }
 
 func (c *Client) withdraw(ctx context.Context, s Status, reason string) error {
-	input, err := json.Marshal(map[string]any{"id": s.ID, "until": s.Deadline, "reason": reason})
+	input, err := json.Marshal(muster.Withdrawal{ID: s.ID, Until: s.Deadline, Reason: reason})
 	if err != nil {
 		return err
 	}
@@ -277,7 +274,7 @@ func (c *Client) withdraw(ctx context.Context, s Status, reason string) error {
 	if s.Deadline.After(until) {
 		until = s.Deadline
 	}
-	b, err := c.sign(Request{Method: methodCancel, Input: input, Nodes: []muster.NodeName{s.Node}, Deadline: until})
+	b, err := c.sign(Request{Method: muster.MethodCancel, Input: input, Nodes: []muster.NodeName{s.Node}, Deadline: until})
 	if err != nil {
 		return err
 	}

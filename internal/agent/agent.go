@@ -17,6 +17,7 @@ package agent
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"log/slog"
 	"path/filepath"
@@ -85,6 +86,7 @@ type Agent struct {
 	reporter  *reporter
 	uploads   *uploads
 	events    *events
+	plugins   []json.RawMessage // specs of third-party methods
 	problems  problems
 	withdrawn recent
 	known     atomic.Pointer[bus.Subjects] // of the last session
@@ -96,7 +98,15 @@ func New(o Options) (*Agent, error) {
 	if err := o.validate(); err != nil {
 		return nil, err
 	}
-	return &Agent{o: o, log: o.Log.With("component", "agent", "node", o.Node), instance: newID()}, nil
+	a := &Agent{o: o, log: o.Log.With("component", "agent", "node", o.Node), instance: newID()}
+	for _, spec := range o.Plugins {
+		data, err := json.Marshal(spec)
+		if err != nil {
+			return nil, muster.Errorf(muster.Invalid, "agent: method %s: %w", spec.Name, err)
+		}
+		a.plugins = append(a.plugins, data)
+	}
+	return a, nil
 }
 
 // Run works until ctx ends, then ends what runs, says goodbye and returns nil.

@@ -13,10 +13,6 @@ import (
 	"github.com/musterfleet/muster/internal/method"
 )
 
-// MethodCancel is the name under which policies allow or deny the cancelling
-// of what other callers sent. It is carried as a withdrawal, not as a command.
-const MethodCancel muster.Method = "command.cancel"
-
 // A core owns the inbox. Everything that happens is a function in its mailbox.
 type core struct {
 	a     *Agent
@@ -251,17 +247,10 @@ func (c *core) check(d *delivery.Delivery) *muster.Error {
 	return nil
 }
 
-// A cancelInput is the input of a withdrawal.
-type cancelInput struct {
-	ID     muster.CommandID `json:"id"`
-	Until  time.Time        `json:"until"` // deadline of the command
-	Reason string           `json:"reason,omitempty"`
-}
-
 // withdraw takes in a verified withdrawal. The caller may always withdraw what
 // it sent itself; the policy decides about the rest.
 func (c *core) withdraw(cmd muster.Command, caller aaa.Caller) error {
-	var in cancelInput
+	var in muster.Withdrawal
 	if err := json.Unmarshal(cmd.Input, &in); err != nil {
 		return muster.Errorf(muster.Invalid, "withdrawal: input cannot be read: %w", err)
 	}

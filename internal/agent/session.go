@@ -14,32 +14,7 @@ import (
 	"github.com/musterfleet/muster"
 	"github.com/musterfleet/muster/internal/aaa"
 	"github.com/musterfleet/muster/internal/bus"
-	"github.com/musterfleet/muster/internal/method"
 )
-
-// A Hello is what a node says of itself when it connects.
-type Hello struct {
-	Node     muster.NodeName `json:"node"`
-	Version  string          `json:"version"`
-	Instance string          `json:"instance"`
-	Started  time.Time       `json:"started"`
-	Facts    map[string]any  `json:"facts,omitempty"`
-	Methods  []method.Spec   `json:"methods,omitempty"`
-	Problems []string        `json:"problems,omitempty"`
-}
-
-// A Beat is a sign of life, sent at intervals and in answer to a ping.
-type Beat struct {
-	Node     muster.NodeName `json:"node"`
-	Instance string          `json:"instance"`
-	Time     time.Time       `json:"time"` // the node's clock
-	Queue    int             `json:"queue"`
-	Running  int             `json:"running"`
-	Leaving  bool            `json:"leaving,omitempty"` // an orderly end
-	// RTT is the round trip to the broker in milliseconds, as measured last:
-	// how long an answer to a ping may take.
-	RTT float64 `json:"rtt_ms,omitempty"`
-}
 
 // sessions dials again and again until ctx ends.
 func (a *Agent) sessions(ctx context.Context) {
@@ -124,9 +99,9 @@ func (a *Agent) prepare(ctx context.Context, conn *bus.Conn) error {
 
 func (a *Agent) hello(ctx context.Context, conn *bus.Conn) error {
 	a.checkDisk(ctx)
-	h := Hello{
+	h := muster.Hello{
 		Node: a.o.Node, Version: a.o.Version, Instance: a.instance, Started: a.started,
-		Methods: a.o.Plugins, Problems: a.problems.list(),
+		Methods: a.plugins, Problems: a.problems.list(),
 	}
 	if a.o.Facts != nil {
 		var errs []error
@@ -156,7 +131,7 @@ func (a *Agent) checkDisk(ctx context.Context) {
 
 func (a *Agent) beat(leaving bool) []byte {
 	queue, running := a.core.load()
-	data, err := json.Marshal(Beat{
+	data, err := json.Marshal(muster.Beat{
 		Node: a.o.Node, Instance: a.instance, Time: time.Now(), Queue: queue, Running: running, Leaving: leaving,
 		RTT: float64(a.rtt.Load()) / 1e6,
 	})
@@ -285,19 +260,13 @@ func (a *Agent) setAside(ctx context.Context, conn *bus.Conn, m bus.Message, cal
 	a.core.post(func() { a.audit.write(rec) })
 	err := conn.Put(ctx, bus.Outgoing{
 		Subject: conn.Subjects().Dead(a.o.Node), Data: m.Data,
-		Header: map[string]string{HeaderReason: headerText(cause.Error()), HeaderSubject: m.Subject},
+		Header: map[string]string{bus.HeaderReason: headerText(cause.Error()), bus.HeaderSubject: m.Subject},
 	})
 	if err != nil {
 		return err // it stays in the queue
 	}
 	return m.Ack()
 }
-
-// Headers of a dead letter.
-const (
-	HeaderReason  = "Muster-Reason"
-	HeaderSubject = "Muster-Subject" // of the queue that it was in
-)
 
 // headerText makes a text fit for a header: one line of printable ASCII.
 func headerText(s string) string {
@@ -326,7 +295,7 @@ func (a *Agent) control(data []byte) {
 		if a.withdrawn.seen(cmd.ID) {
 			continue
 		}
-		if err == nil && cmd.Method != MethodCancel {
+		if err == nil && cmd.Method != muster.MethodCancel {
 			err = muster.Errorf(muster.Invalid, "method %s among the withdrawals", cmd.Method)
 		}
 		if err == nil {

@@ -55,21 +55,12 @@ func (p *problems) list() []string {
 	return all
 }
 
-// An Event is something that happened on a node.
-type Event struct {
-	Time    time.Time         `json:"time"`
-	Node    muster.NodeName   `json:"node"`
-	Type    string            `json:"type"`
-	Message string            `json:"message"`
-	Data    map[string]string `json:"data,omitempty"`
-}
-
 // events waits for a session to be told in. It keeps a bounded number.
 type events struct {
 	node muster.NodeName
 	wake *signal
 	mu   sync.Mutex // guards list
-	list []Event
+	list []muster.Event
 }
 
 const maxEvents = 1000
@@ -80,16 +71,16 @@ func (e *events) add(kind, message string, data map[string]string) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if len(e.list) < maxEvents {
-		e.list = append(e.list, Event{time.Now(), e.node, kind, message, data})
+		e.list = append(e.list, muster.Event{Time: time.Now(), Node: e.node, Type: kind, Message: message, Data: data})
 	}
 	e.wake.set()
 }
 
-func (e *events) first() (Event, bool) {
+func (e *events) first() (muster.Event, bool) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if len(e.list) == 0 {
-		return Event{}, false
+		return muster.Event{}, false
 	}
 	return e.list[0], true
 }

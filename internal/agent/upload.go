@@ -21,12 +21,6 @@ const (
 	liveDelay = 200 * time.Millisecond
 )
 
-// Headers of a chunk.
-const (
-	HeaderOffset  = "Muster-Offset"  // of the chunk's first byte in its stream
-	HeaderAttempt = "Muster-Attempt" // of the run, from 1
-)
-
 // uploads sends the output of runs to the broker: while they run, and what is
 // left afterwards when it does not fit into a report.
 type uploads struct {
@@ -171,9 +165,9 @@ func (u *uploads) send(ctx context.Context, key muster.Key, path, stream string,
 }
 
 func (u *uploads) store(ctx context.Context, key muster.Key, stream string, attempt int, offset int64, data []byte) error {
-	header := map[string]string{HeaderOffset: strconv.FormatInt(offset, 10)}
+	header := map[string]string{bus.HeaderOffset: strconv.FormatInt(offset, 10)}
 	if attempt > 0 {
-		header[HeaderAttempt] = strconv.Itoa(attempt)
+		header[bus.HeaderAttempt] = strconv.Itoa(attempt)
 	}
 	return u.a.reporter.store(ctx, bus.Outgoing{
 		Subject: u.a.subjects().Output(key, stream), Header: header, Data: data,

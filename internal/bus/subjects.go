@@ -29,6 +29,18 @@ import (
 // DefaultPrefix begins all subjects of a fleet, unless its settings differ.
 const DefaultPrefix = "muster"
 
+// Headers of a chunk of output.
+const (
+	HeaderOffset  = "Muster-Offset"  // of the chunk's first byte in its stream
+	HeaderAttempt = "Muster-Attempt" // of the run, from 1
+)
+
+// Headers of a dead letter.
+const (
+	HeaderReason  = "Muster-Reason"
+	HeaderSubject = "Muster-Subject" // of the queue that it was in
+)
+
 // Subjects makes the subjects of one fleet.
 type Subjects struct {
 	Prefix string

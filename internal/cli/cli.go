@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/musterfleet/muster/client"
+	"github.com/musterfleet/muster/internal/method"
 )
 
 // A program is one run of the command line: where it reads and writes, and the
@@ -214,34 +215,10 @@ func flagError(cmd *cobra.Command, err error) error {
 
 // nearest returns the known word that a person may have meant, or "".
 func nearest(word string, known []string) string {
-	best, cost := "", min(3, (len(word)+1)/2)
-	for _, k := range known {
-		if d := distance(word, k); d < cost || d == cost && best == "" {
-			best, cost = k, d
-		}
+	if near := method.Similar(word, known); len(near) > 0 {
+		return near[0]
 	}
-	return best
-}
-
-// distance is the number of letters to insert, delete or replace.
-func distance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			cost := diagonal
-			if a[i] != b[j] {
-				cost++
-			}
-			diagonal = row[j+1]
-			row[j+1] = min(cost, row[j]+1, row[j+1]+1)
-		}
-	}
-	return row[len(b)]
+	return ""
 }
 
 var formats = []string{"table", "json", "jsonl", "yaml"}

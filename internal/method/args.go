@@ -151,7 +151,7 @@ func (a *args) word(w string) error {
 func (a *args) unknown(word, key string) error {
 	names := slices.Sorted(maps.Keys(a.properties))
 	err := muster.Errorf(muster.Invalid, "word %q: %s has no property %q; expected %s", clip(word), a.method, clip(key), expectedOr(names, "none"))
-	if near := similar(key, names); len(near) > 0 {
+	if near := Similar(key, names); len(near) > 0 {
 		return err.WithHint("did you mean %s=...?", orList(near))
 	}
 	return err.WithHint("write -- in front of words that are not key=value")

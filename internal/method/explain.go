@@ -136,7 +136,7 @@ func (s *schema) expected(bad *jsonschema.ValidationError, got string) string {
 	object, _ := s.at(bad.SchemaURL).(map[string]any)
 	properties, _ := object["properties"].(map[string]any)
 	known := slices.Sorted(maps.Keys(properties))
-	if near := similar(got, known); len(near) > 0 {
+	if near := Similar(got, known); len(near) > 0 {
 		return "; did you mean " + orList(near) + "?"
 	}
 	if len(known) == 0 {

@@ -111,7 +111,7 @@ func (r *Registry) NotFound(name muster.Method) *muster.Error {
 		names[i] = string(s.Name)
 	}
 	err := muster.Errorf(muster.NotFound, "method %q does not exist here", clip(string(name)))
-	if near := similar(string(name), names); len(near) > 0 {
+	if near := Similar(string(name), names); len(near) > 0 {
 		return err.WithHint("did you mean %s?", orList(near))
 	}
 	return err

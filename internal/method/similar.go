@@ -7,9 +7,9 @@ import (
 	"strings"
 )
 
-// similar returns up to three of the known names that a person may have meant
+// Similar returns up to three of the known names that a person may have meant
 // by name, the best first.
-func similar(name string, known []string) []string {
+func Similar(name string, known []string) []string {
 	if name == "" || len(name) > 64 { // the distance is quadratic, and a name that long was not mistyped
 		return nil
 	}
