@@ -127,14 +127,23 @@ func TestSetup(t *testing.T) {
 		if err := c.Setup(t.Context(), other); muster.KindOf(err) != muster.Conflict {
 			t.Errorf("another fleet: %v", err)
 		}
-		must(t, c.Put(t.Context(), bus.Outgoing{Subject: c.Subjects().Settings(), Data: []byte(`{"version":99,"fleet":"F","shards":2,"replicas":1}`)}))
+		// What the server answers to somebody who names this subject for it.
+		if err := c.Put(t.Context(), bus.Outgoing{Subject: c.Subjects().Settings(), Data: []byte(`{"stream":"X","seq":1}`)}); muster.KindOf(err) != muster.Full {
+			t.Errorf("settings were replaced: %v", err)
+		}
+		replace := func(data string) {
+			t.Helper()
+			must(t, c.Purge(t.Context(), bus.StreamSettings, c.Subjects().Settings()))
+			must(t, c.Put(t.Context(), bus.Outgoing{Subject: c.Subjects().Settings(), Data: []byte(data)}))
+		}
+		replace(`{"version":99,"fleet":"F","shards":2,"replicas":1}`)
 		if err := c.Setup(t.Context(), layout); muster.KindOf(err) != muster.Unsupported {
 			t.Errorf("newer layout, set up: %v", err)
 		}
 		if _, err := c.Load(t.Context()); muster.KindOf(err) != muster.Unsupported {
 			t.Errorf("newer layout, load: %v", err)
 		}
-		must(t, c.Put(t.Context(), bus.Outgoing{Subject: c.Subjects().Settings(), Data: []byte(`?`)}))
+		replace(`?`)
 		if _, err := c.Load(t.Context()); muster.KindOf(err) != muster.Corrupt {
 			t.Errorf("damaged settings: %v", err)
 		}

@@ -93,10 +93,13 @@ func streams(prefix string, o LayoutOptions) []jetstream.StreamConfig {
 	alive := lastValue(StreamAlive, prefix+".alive.>")
 	alive.Storage, alive.Replicas = jetstream.MemoryStorage, 1 // a beat every few seconds is not worth a sync
 	alive.MaxAge = 24 * time.Hour
-	return append(all, history, output, dead, alive,
+	// Settings are written once and refuse to be replaced: a node can make the
+	// server answer to any subject, and its answer would take their place.
+	settings := lastValue(StreamSettings, prefix+".settings")
+	settings.Discard, settings.DiscardNewPerSubject = jetstream.DiscardNew, true
+	return append(all, history, output, dead, alive, settings,
 		lastValue(StreamControl, prefix+".control.>"),
-		lastValue(StreamNodes, prefix+".node.>"),
-		lastValue(StreamSettings, prefix+".settings"))
+		lastValue(StreamNodes, prefix+".node.>"))
 }
 
 // Setup makes the streams, or brings those of an older version up to date. It
@@ -135,6 +138,9 @@ func (c *Conn) writeSettings(ctx context.Context, old, s Settings) error {
 	if s != old {
 		data, err := json.Marshal(s)
 		if err != nil {
+			return err
+		}
+		if err := c.Purge(ctx, StreamSettings, c.subjects.Settings()); err != nil {
 			return err
 		}
 		if _, err := c.js.Publish(ctx, c.subjects.Settings(), data); err != nil {
