@@ -587,8 +587,8 @@ func manyNodes(ctx context.Context, dir string, nodes int) error {
 	}
 	restart := time.Since(began)
 	b.Stop()
-	fmt.Printf("| %d nodes' queues: created in | %.1f s |\n| %d nodes' queues: broker's heap | %.0f MB |\n| %d nodes' queues: broker restarts in | %.2f s |\n",
-		nodes, created.Seconds(), nodes, float64(used)/1e6, nodes, restart.Seconds())
+	fmt.Printf("| %d nodes' queues: created in | %.1f s |\n| %d nodes' queues: broker's heap | %.0f MB |\n| %d nodes' queues: broker restarts, its streams empty, in | %.1f ms |\n",
+		nodes, created.Seconds(), nodes, float64(used)/1e6, nodes, restart.Seconds()*1e3)
 	return nil
 }
 

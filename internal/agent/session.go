@@ -209,7 +209,7 @@ func (a *Agent) receive(ctx context.Context, conn *bus.Conn) error {
 			return context.Cause(ctx)
 		}
 		wait := reconnectDelay(attempt)
-		a.log.Warn("queue is read anew; is another agent using this identity?", "err", err, "again_in", wait)
+		a.log.Warn("queue is read anew; were its credentials revoked, or does another agent use this identity?", "err", err, "again_in", wait)
 		select {
 		case <-time.After(wait):
 		case <-ctx.Done():

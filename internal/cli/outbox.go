@@ -13,7 +13,7 @@ func (p *program) outboxCommand() *cobra.Command {
 		Use:   "outbox",
 		Short: "See and send what was sent while the broker was away",
 		Long: `What is sent while the broker is away is kept in the outbox of this machine. It
-is sent with the next command of muster that reaches the broker, or by
+is sent, in order, before whatever is sent next from the same context, or by
 'muster outbox flush'.`,
 		Example: `  muster outbox ls
   muster outbox flush`,
@@ -23,7 +23,7 @@ is sent with the next command of muster that reaches the broker, or by
 			Use:     "ls",
 			Aliases: []string{"list"},
 			Short:   "Say how much waits in the outbox",
-			Long:    `Say how many commands wait in the outbox of this machine.`,
+			Long:    `Say how many sends wait in the outbox of this machine.`,
 			Example: `  muster outbox ls
   muster outbox ls -o json`,
 			Args: cobra.NoArgs,
@@ -34,7 +34,7 @@ is sent with the next command of muster that reaches the broker, or by
 						return err
 					}
 					return show(p, map[string]int{"waiting": n}, func(w io.Writer) error {
-						_, err := fmt.Fprintf(w, "%s in the outbox\n", verb(n, "command waits", "commands wait"))
+						_, err := fmt.Fprintf(w, "%s in the outbox\n", verb(n, "send waits", "sends wait"))
 						return err
 					})
 				})
@@ -53,7 +53,7 @@ is sent with the next command of muster that reaches the broker, or by
 					defer cancel()
 					n, err := c.FlushOutbox(ctx)
 					if n > 0 || err == nil {
-						p.say("sent %s", plural(n, "command"))
+						p.say("published %s", plural(n, "send"))
 					}
 					return err
 				})

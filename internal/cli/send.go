@@ -272,9 +272,16 @@ func (s *sending) receipt(r client.Receipt, nodes []client.Node) error {
 			away++
 		}
 	}
-	text := "sent to " + plural(len(r.Nodes), "node")
-	if away > 0 {
-		text += fmt.Sprintf(", %d of them away until they come back or the deadline passes (%s)", away, ago(s.p.now(), r.Deadline))
+	text := "sent to "
+	if r.Outbox {
+		text = "to be sent to "
+	}
+	text += plural(len(r.Nodes), "node")
+	switch {
+	case away > 0 && away == len(r.Nodes):
+		text += fmt.Sprintf(", away now: the command waits until the deadline (%s)", ago(s.p.now(), r.Deadline))
+	case away > 0:
+		text += fmt.Sprintf(", %d of them away now: the command waits until the deadline (%s)", away, ago(s.p.now(), r.Deadline))
 	}
 	s.p.say("%s; follow with: muster command follow %s", text, r.ID)
 	return exit(refusedCode(r))
