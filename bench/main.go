@@ -6,6 +6,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -430,26 +431,35 @@ func (f *fleet) rate(ctx context.Context, m muster.Method, n int) (float64, erro
 	return float64(n) / time.Since(began).Seconds(), nil
 }
 
+// startLab runs a broker and one node as processes.
+func startLab(ctx context.Context, exe, dir string) (*lab.Lab, *client.Client, error) {
+	l, err := lab.New(exe, dir)
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := l.Broker.Start(); err != nil {
+		return nil, nil, err
+	}
+	c, err := dial(ctx, l)
+	if err == nil {
+		_, err = l.AddNode(ctx, "node1")
+	}
+	if err != nil {
+		return nil, nil, errors.Join(err, l.Close())
+	}
+	return l, c, nil
+}
+
 // catchUp measures how long a node that was away needs for 1,000 commands.
 func catchUp(ctx context.Context, exe, dir string) error {
 	fmt.Printf("\n## A node comes back to 1,000 queued commands\n\n| round trip | time from healed link to last stored result |\n| --- | --- |\n")
-	l, err := lab.New(exe, filepath.Join(dir, "catchup"))
+	l, c, err := startLab(ctx, exe, filepath.Join(dir, "catchup"))
 	if err != nil {
 		return err
 	}
 	defer l.Close()
-	if err := l.Broker.Start(); err != nil {
-		return err
-	}
-	c, err := dial(ctx, l)
-	if err != nil {
-		return err
-	}
 	defer c.Close()
-	n, err := l.AddNode(ctx, "node1")
-	if err != nil {
-		return err
-	}
+	n := l.Nodes[0]
 	for _, rtt := range []time.Duration{0, 300 * time.Millisecond} {
 		n.Link.Cut()
 		var last client.Receipt
@@ -513,23 +523,13 @@ func memory(ctx context.Context, exe, dir string) error {
 		return err
 	}
 	fmt.Printf("| binary, stripped | %.1f MB |\n", float64(st.Size())/1e6)
-	l, err := lab.New(exe, filepath.Join(dir, "memory"))
+	l, c, err := startLab(ctx, exe, filepath.Join(dir, "memory"))
 	if err != nil {
 		return err
 	}
 	defer l.Close()
-	if err := l.Broker.Start(); err != nil {
-		return err
-	}
-	c, err := dial(ctx, l)
-	if err != nil {
-		return err
-	}
 	c.Close()
-	n, err := l.AddNode(ctx, "node1")
-	if err != nil {
-		return err
-	}
+	n := l.Nodes[0]
 	settle := time.NewTimer(5 * time.Second)
 	<-settle.C
 	for name, p := range map[string]*lab.Process{"idle agent": n.Process, "broker with one node": l.Broker} {

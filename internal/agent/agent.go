@@ -166,7 +166,7 @@ func (a *Agent) open(ctx context.Context) (delivery.State, error) {
 	a.journal = j
 	a.events = newEvents(a.o.Node)
 	a.reporter = newReporter()
-	if a.audit, err = openAudit(filepath.Join(a.o.StateDir, "audit.log"), a.log); err != nil {
+	if a.audit, err = openAudit(filepath.Join(a.o.StateDir, "audit.log"), a.log, &a.problems); err != nil {
 		_ = j.Close() // the first error counts
 		return state, err
 	}

@@ -79,8 +79,9 @@ type reporter struct {
 }
 
 type pendingReport struct {
-	report muster.Report
-	queued bool
+	report  muster.Report
+	queued  bool
+	refused bool // the broker would not store it; tried again later
 }
 
 func newReporter() *reporter {
@@ -142,12 +143,24 @@ func (r *reporter) stored(report muster.Report) {
 	r.quiet = make(chan struct{})
 }
 
-// again queues a report that the broker would not store.
-func (r *reporter) again(id muster.CommandID) {
+// refuse marks a report that the broker would not store.
+func (r *reporter) refuse(id muster.CommandID) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if p := r.pending[id]; p != nil {
-		r.enqueue(id, p)
+		p.refused = true
+	}
+}
+
+// again queues what the broker would not store.
+func (r *reporter) again() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for id, p := range r.pending {
+		if p.refused {
+			p.refused = false
+			r.enqueue(id, p)
+		}
 	}
 }
 
@@ -165,14 +178,23 @@ func (r *reporter) changed() <-chan struct{} {
 	return r.quiet
 }
 
+// reportAgain is how often a report is tried that the broker would not store,
+// because its disk is full, say.
+const reportAgain = 10 * time.Second
+
 // report sends reports during one session.
 func (a *Agent) report(ctx context.Context, conn *bus.Conn, p *bus.Pipeline) {
 	a.reporter.restart()
+	again := time.NewTicker(reportAgain)
+	defer again.Stop()
 	for {
 		report, ok := a.reporter.next()
 		if !ok {
 			select {
 			case <-a.reporter.wake.c:
+				continue
+			case <-again.C:
+				a.reporter.again()
 				continue
 			case <-ctx.Done():
 				return
@@ -199,6 +221,6 @@ func (a *Agent) reported(ctx context.Context, report muster.Report, err error) {
 		// The next session sends it again.
 	default:
 		a.log.Warn("broker does not store a report; trying again", "command", report.ID, "err", err)
-		time.AfterFunc(10*time.Second, func() { a.reporter.again(report.ID) })
+		a.reporter.refuse(report.ID)
 	}
 }

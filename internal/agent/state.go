@@ -118,12 +118,13 @@ func (e *events) send(ctx context.Context, conn *bus.Conn) {
 // An auditLog appends to the audit file. Each line holds the hash of the one
 // before, so that a change in the middle shows.
 type auditLog struct {
-	log  *slog.Logger
-	file *os.File
-	prev [32]byte
+	log      *slog.Logger
+	problems *problems
+	file     *os.File
+	prev     [32]byte
 }
 
-func openAudit(path string, log *slog.Logger) (*auditLog, error) {
+func openAudit(path string, log *slog.Logger, p *problems) (*auditLog, error) {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR|os.O_APPEND, 0o600)
 	if err != nil {
 		return nil, muster.Errorf(muster.Unavailable, "open the audit log: %w", err)
@@ -133,7 +134,7 @@ func openAudit(path string, log *slog.Logger) (*auditLog, error) {
 		_ = f.Close() // the first error counts
 		return nil, muster.Errorf(muster.Unavailable, "read the audit log: %w", err)
 	}
-	a := &auditLog{log: log, file: f}
+	a := &auditLog{log: log, problems: p, file: f}
 	if len(last) > 0 {
 		a.prev = aaa.AuditHash(last)
 	}
@@ -170,13 +171,16 @@ func lastLine(f *os.File) ([]byte, error) {
 	return buf, nil
 }
 
-// write appends one record. It is called by the core alone.
+// write appends one record. It is called by the core alone. A line that cannot
+// be written goes to the program's log, and the node says that it has a problem.
 func (a *auditLog) write(r aaa.Record) {
 	line, next := aaa.AuditLine(a.prev, r, nil)
 	if _, err := a.file.Write(line); err != nil {
 		a.log.Error("audit log cannot be written", "err", err, "line", string(line))
+		a.problems.set("audit", "its audit log cannot be written: "+err.Error())
 		return
 	}
+	a.problems.set("audit", "")
 	a.prev = next
 }
 
