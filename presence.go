@@ -28,6 +28,8 @@ type Beat struct {
 	// RTT is the round trip to the broker in milliseconds, as measured last:
 	// how long an answer to a ping may take.
 	RTT float64 `json:"rtt_ms,omitempty"`
+	// Ping repeats the text of the ping that this answers.
+	Ping string `json:"ping,omitempty"`
 }
 
 // An Event is something that happened on a node.

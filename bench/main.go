@@ -568,7 +568,7 @@ func manyNodes(ctx context.Context, dir string, nodes int) error {
 		gate <- struct{}{}
 		go func() {
 			defer func() { <-gate }()
-			ready <- conn.EnsureQueue(ctx, muster.NodeName(fmt.Sprintf("site%d.node%d", i%100, i)))
+			ready <- conn.EnsureQueue(ctx, bus.OpenMailbox, muster.NodeName(fmt.Sprintf("site%d.node%d", i%100, i)))
 		}()
 	}
 	for range nodes {

@@ -3,6 +3,7 @@ package client
 import (
 	"cmp"
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"slices"
 	"strings"
@@ -13,14 +14,40 @@ import (
 	"github.com/musterfleet/muster/internal/filter"
 )
 
-// membership is what operators say of a node, in the fleet's bucket.
+// membership is what operators say of a node, among the fleet's records.
 type membership struct {
+	Mailbox string            `json:"mailbox,omitempty"`
 	Labels  map[string]string `json:"labels,omitempty"`
 	Invited time.Time         `json:"invited,omitzero"`
 }
 
-// keyNode is the bucket's key of a node's membership.
+// keyNode is the key of a node's membership.
 func keyNode(n muster.NodeName) string { return "node." + string(n) }
+
+// readMembership reads what operators say of a node, and its version.
+func readMembership(ctx context.Context, conn *bus.Conn, node muster.NodeName) (m membership, seq uint64, err error) {
+	stored, err := conn.Record(ctx, keyNode(node))
+	switch {
+	case muster.KindOf(err) == muster.NotFound:
+		return m, 0, muster.Errorf(muster.NotFound, "node %s is not in the fleet", node).WithHint("'muster node ls' lists the nodes")
+	case err != nil:
+		return m, 0, err
+	}
+	if err := json.Unmarshal(stored.Data, &m); err != nil {
+		return m, 0, muster.Errorf(muster.Corrupt, "what is stored of node %s cannot be read: %w", node, err)
+	}
+	return m, stored.Seq, nil
+}
+
+// mailbox returns the token in the subjects of a node. One that has not been
+// invited, but was given credentials of another make, has none.
+func mailbox(ctx context.Context, conn *bus.Conn, node muster.NodeName) (string, error) {
+	m, _, err := readMembership(ctx, conn, node)
+	if muster.KindOf(err) == muster.NotFound {
+		err = nil
+	}
+	return cmp.Or(m.Mailbox, bus.OpenMailbox), err
+}
 
 // Bounds of the wait for answers to a ping: some round trips of the slowest
 // node that is expected to answer.
@@ -64,7 +91,7 @@ func inventory(ctx context.Context, conn *bus.Conn) (map[muster.NodeName]*Node, 
 		return nodes[name]
 	}
 	s := conn.Subjects()
-	err := lastValues(ctx, conn, bus.StreamNodes, s.Node(">"), func(m bus.Stored, h muster.Hello) {
+	err := lastValues(ctx, conn, bus.StreamNodes, s.Node(bus.AnyMailbox, ">"), func(m bus.Stored, h muster.Hello) {
 		name, ok := s.NodeOf(m.Subject, "node")
 		if !ok || name.Validate() != nil || h.Node != name {
 			return // not what an agent writes
@@ -76,12 +103,14 @@ func inventory(ctx context.Context, conn *bus.Conn) (map[muster.NodeName]*Node, 
 	if err != nil {
 		return nil, err
 	}
-	prefix := "$KV." + bus.BucketFleet + "." + keyNode("")
-	err = lastValues(ctx, conn, "KV_"+bus.BucketFleet, prefix+">", func(m bus.Stored, rec membership) {
-		if name := muster.NodeName(strings.TrimPrefix(m.Subject, prefix)); name.Validate() == nil {
+	err = conn.Records(ctx, keyNode(">"), false, func(m bus.Stored) error {
+		var rec membership
+		name := muster.NodeName(strings.TrimPrefix(m.Subject, keyNode("")))
+		if name.Validate() == nil && json.Unmarshal(m.Data, &rec) == nil {
 			n := get(name)
 			n.Labels, n.Invited = rec.Labels, rec.Invited
 		}
+		return nil
 	})
 	if err != nil {
 		return nil, err
@@ -94,7 +123,7 @@ func inventory(ctx context.Context, conn *bus.Conn) (map[muster.NodeName]*Node, 
 // after a start of the broker there are none, and for a moment no stream.
 func heartbeats(ctx context.Context, conn *bus.Conn, nodes map[muster.NodeName]*Node) error {
 	s := conn.Subjects()
-	err := lastValues(ctx, conn, bus.StreamAlive, s.Alive(">"), func(m bus.Stored, b muster.Beat) {
+	err := lastValues(ctx, conn, bus.StreamAlive, s.Alive(bus.AnyMailbox, ">"), func(m bus.Stored, b muster.Beat) {
 		name, ok := s.NodeOf(m.Subject, "alive")
 		if n := nodes[name]; ok && n != nil && b.Node == name {
 			n.LastSeen = m.Time
@@ -127,9 +156,10 @@ func ping(ctx context.Context, conn *bus.Conn, nodes map[muster.NodeName]*Node) 
 	ctx, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
 	asked := time.Now()
-	return conn.AskAll(ctx, conn.Subjects().Ping(), nil, func(data []byte) bool {
+	s, question := conn.Subjects(), rand.Text()
+	return conn.AskAll(ctx, s.Ping(), []byte(question), s.Alive(bus.AnyMailbox, ">"), func(data []byte) bool {
 		var b muster.Beat
-		if json.Unmarshal(data, &b) != nil {
+		if json.Unmarshal(data, &b) != nil || b.Ping != question {
 			return true
 		}
 		if n := nodes[b.Node]; n != nil && !n.Online {
@@ -174,17 +204,9 @@ func (c *Client) Select(ctx context.Context, expr string) ([]Node, error) {
 // SetLabels changes labels of a node.
 func (c *Client) SetLabels(ctx context.Context, node muster.NodeName, set map[string]string, remove []string) error {
 	return c.with(ctx, func(conn *bus.Conn) error {
-		kv, err := conn.Fleet(ctx)
+		m, seq, err := readMembership(ctx, conn, node)
 		if err != nil {
 			return err
-		}
-		entry, err := kv.Get(ctx, keyNode(node))
-		if err != nil {
-			return muster.Errorf(muster.NotFound, "node %s is not in the fleet: %w", node, err).WithHint("'muster node ls' lists the nodes")
-		}
-		var m membership
-		if err := json.Unmarshal(entry.Value(), &m); err != nil {
-			return muster.Errorf(muster.Corrupt, "what is stored of node %s cannot be read: %w", node, err)
 		}
 		if m.Labels == nil {
 			m.Labels = make(map[string]string)
@@ -199,10 +221,11 @@ func (c *Client) SetLabels(ctx context.Context, node muster.NodeName, set map[st
 		if err != nil {
 			return err
 		}
-		if _, err := kv.Update(ctx, keyNode(node), data, entry.Revision()); err != nil {
+		err = conn.PutRecord(ctx, keyNode(node), data, seq)
+		if muster.KindOf(err) == muster.Conflict {
 			return muster.Errorf(muster.Conflict, "store labels of %s: %w", node, err).WithHint("somebody else may have changed them; try again")
 		}
-		return nil
+		return err
 	})
 }
 
@@ -210,26 +233,19 @@ func (c *Client) SetLabels(ctx context.Context, node muster.NodeName, set map[st
 // queue is emptied, and it is forgotten. Its history stays.
 func (c *Client) RemoveNode(ctx context.Context, node muster.NodeName) error {
 	return c.with(ctx, func(conn *bus.Conn) error {
-		kv, err := conn.Fleet(ctx)
-		if err != nil {
+		if err := conn.AddRecord(ctx, "remove."+string(node), []byte("{}")); err != nil {
 			return err
-		}
-		if _, err := kv.Put(ctx, "remove."+string(node), []byte("{}")); err != nil {
-			return muster.Errorf(muster.Unavailable, "ask for the removal of %s: %w", node, err)
 		}
 		s := conn.Subjects()
 		for stream, subject := range map[string]string{
-			bus.StreamNodes: s.Node(node), bus.StreamAlive: s.Alive(node),
-			bus.StreamControl: s.Control(node), s.CommandStream(node): s.Commands(node),
+			bus.StreamNodes: s.Node(bus.AnyMailbox, node), bus.StreamAlive: s.Alive(bus.AnyMailbox, node),
+			bus.StreamControl: s.Control(bus.AnyMailbox, node), s.CommandStream(node): s.Commands(node),
 		} {
 			if err := conn.Purge(ctx, stream, subject); err != nil {
 				return err
 			}
 		}
-		if err := kv.Purge(ctx, keyNode(node)); err != nil {
-			return muster.Errorf(muster.Unavailable, "forget node %s: %w", node, err)
-		}
-		return nil
+		return conn.PurgeRecord(ctx, keyNode(node))
 	})
 }
 

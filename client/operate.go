@@ -27,10 +27,9 @@ func (c *Client) Events(ctx context.Context, since time.Time, follow bool, handl
 		return read(ctx, q, func(m bus.Stored) error {
 			kind, node, ok := conn.Subjects().EventOf(m.Subject)
 			var e Event
-			if !ok || json.Unmarshal(m.Data, &e) != nil {
-				return nil
+			if !ok || json.Unmarshal(m.Data, &e) != nil || e.Node != node || e.Type != kind || e.Time.IsZero() {
+				return nil // the broker checked the subject; what stands there is not what an agent writes
 			}
-			e.Node, e.Type = node, kind // what the broker has checked, not what the node wrote
 			return handle(e)
 		})
 	})
@@ -45,7 +44,7 @@ func (c *Client) DeadLetters(ctx context.Context, node muster.NodeName) ([]DeadL
 		if node == "" {
 			node = ">"
 		}
-		q := bus.Query{Stream: bus.StreamDead, Filters: []string{conn.Subjects().Dead(node)}}
+		q := bus.Query{Stream: bus.StreamDead, Filters: []string{conn.Subjects().Dead(bus.AnyMailbox, node)}}
 		return conn.Read(ctx, q, func(m bus.Stored) error {
 			all = append(all, deadLetter(conn.Subjects(), m))
 			return nil

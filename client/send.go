@@ -284,7 +284,11 @@ func (c *Client) withdraw(ctx context.Context, s Status, reason string) error {
 // addWithdrawal replaces the node's list by one with another frame, unless
 // somebody else was faster; then it tries again.
 func (c *Client) addWithdrawal(ctx context.Context, conn *bus.Conn, node muster.NodeName, frame []byte) error {
-	subject := conn.Subjects().Control(node)
+	box, err := mailbox(ctx, conn, node)
+	if err != nil {
+		return err
+	}
+	subject := conn.Subjects().Control(box, node)
 	for {
 		last, err := conn.Last(ctx, bus.StreamControl, subject)
 		if err != nil && muster.KindOf(err) != muster.NotFound {

@@ -30,6 +30,7 @@ type FleetKeys struct {
 	System   Secret // SA..., of the system account
 	Account  Secret // SA..., of the main account, in which the fleet lives
 	Signing  Secret // SA..., signs the users of the main account
+	Nodes    Secret // SA..., of the account in which nodes and newcomers are
 }
 
 var _ slog.LogValuer = FleetKeys{}
@@ -48,6 +49,7 @@ func NewFleetKeys() (FleetKeys, error) {
 		{nkeys.PrefixByteAccount, &k.System},
 		{nkeys.PrefixByteAccount, &k.Account},
 		{nkeys.PrefixByteAccount, &k.Signing},
+		{nkeys.PrefixByteAccount, &k.Nodes},
 	} {
 		pair, err := newKeyPair(made.prefix)
 		if err != nil {
@@ -64,20 +66,22 @@ type fleetKeysFile struct {
 	System   string `json:"system"`
 	Account  string `json:"account"`
 	Signing  string `json:"signing"`
+	Nodes    string `json:"nodes"`
 }
 
 var fleetKeysShape = shapeOf[fleetKeysFile]()
 
-// maxFleetKeys is the largest file of keys in bytes; four seeds have 232.
+// maxFleetKeys is the largest file of keys in bytes; five seeds have 290.
 const maxFleetKeys = 4 << 10
 
 // Marshal returns the keys as JSON, in clear: store it with mode 0600.
 func (k FleetKeys) Marshal() []byte {
-	data, _ := json.MarshalIndent(fleetKeysFile{ // four strings
+	data, _ := json.MarshalIndent(fleetKeysFile{ // five strings
 		Operator: string(k.Operator.Reveal()),
 		System:   string(k.System.Reveal()),
 		Account:  string(k.Account.Reveal()),
 		Signing:  string(k.Signing.Reveal()),
+		Nodes:    string(k.Nodes.Reveal()),
 	}, "", "  ")
 	return append(data, '\n')
 }
@@ -96,6 +100,7 @@ func ParseFleetKeys(data []byte) (FleetKeys, error) {
 		System:   NewSecret([]byte(f.System)),
 		Account:  NewSecret([]byte(f.Account)),
 		Signing:  NewSecret([]byte(f.Signing)),
+		Nodes:    NewSecret([]byte(f.Nodes)),
 	}
 	if _, err := k.pairs(); err != nil {
 		return FleetKeys{}, muster.Errorf(muster.Invalid, "fleet keys: %w", err)
@@ -105,7 +110,7 @@ func ParseFleetKeys(data []byte) (FleetKeys, error) {
 
 // FleetPublicKeys are the public halves of FleetKeys, as nkeys.
 type FleetPublicKeys struct {
-	Operator, System, Account, Signing string
+	Operator, System, Account, Signing, Nodes string
 }
 
 // PublicKeys returns the public halves. It fails when a seed cannot be read.
@@ -114,10 +119,10 @@ func (k FleetKeys) PublicKeys() (FleetPublicKeys, error) {
 	if err != nil {
 		return FleetPublicKeys{}, err
 	}
-	return FleetPublicKeys{p.operator.public, p.system.public, p.account.public, p.signing.public}, nil
+	return FleetPublicKeys{p.operator.public, p.system.public, p.account.public, p.signing.public, p.nodes.public}, nil
 }
 
-type fleetPairs struct{ operator, system, account, signing keyPair }
+type fleetPairs struct{ operator, system, account, signing, nodes keyPair }
 
 func (k FleetKeys) pairs() (fleetPairs, error) {
 	var p fleetPairs
@@ -131,6 +136,7 @@ func (k FleetKeys) pairs() (fleetPairs, error) {
 		{"system account", nkeys.PrefixByteAccount, k.System, &p.system},
 		{"account", nkeys.PrefixByteAccount, k.Account, &p.account},
 		{"signing key", nkeys.PrefixByteAccount, k.Signing, &p.signing},
+		{"nodes' account", nkeys.PrefixByteAccount, k.Nodes, &p.nodes},
 	} {
 		pair, err := parseSeed(read.prefix, read.seed)
 		if err != nil {
@@ -190,10 +196,20 @@ func NoLimits() AccountLimits {
 	return AccountLimits{Unlimited, Unlimited, Unlimited, Unlimited, Unlimited, Unlimited, Unlimited}
 }
 
-// An AccountSpec describes the main account.
+// A Share is a subject of the main account that nodes may use, as far as each
+// node's own permissions go.
+type Share struct {
+	Subject string
+	Local   string // the subject in the nodes' account; empty for the same
+	ToNodes bool   // messages flow to the nodes; otherwise requests come from them
+	Many    bool   // a request has any number of answers instead of one
+}
+
+// An AccountSpec describes the main account, or that of the nodes.
 type AccountSpec struct {
 	Name   string
-	Limits AccountLimits
+	Limits AccountLimits // of the main account
+	Shares []Share
 	// Revocations are users by public key (U...). Each JWT that was issued to
 	// the key at that time or before, in whole seconds, is worth nothing any
 	// more. The key "*" means every user.
@@ -218,6 +234,49 @@ func (k FleetKeys) AccountJWT(spec AccountSpec, now time.Time) (string, error) {
 	c.Limits.JetStreamLimits = jwt.JetStreamLimits{
 		DiskStorage: l.Disk, MemoryStorage: l.Memory, Streams: l.Streams, Consumer: l.Consumers,
 	}
+	for _, s := range spec.Shares {
+		e := &jwt.Export{Name: s.Subject, Subject: jwt.Subject(s.Subject), Type: s.kind()}
+		if s.Many {
+			e.ResponseType = jwt.ResponseTypeStream
+		}
+		c.Exports.Add(e)
+	}
+	return finishAccount(c, spec, p, now)
+}
+
+// NodesAccountJWT returns the JWT of the account of nodes and newcomers, signed
+// by the operator. Of the main account it has what is shared, and nothing else:
+// no JetStream of its own, whose server answers requests on whatever subject
+// they name, even on one that makes the server delete a stream.
+func (k FleetKeys) NodesAccountJWT(spec AccountSpec, now time.Time) (string, error) {
+	p, err := k.pairs()
+	if err != nil {
+		return "", err
+	}
+	if err := checkName("account name", spec.Name, MaxName); err != nil {
+		return "", err
+	}
+	c := jwt.NewAccountClaims(p.nodes.public)
+	c.Name = spec.Name
+	c.Limits.LeafNodeConn = 0
+	for _, s := range spec.Shares {
+		c.Imports.Add(&jwt.Import{
+			Name: s.Subject, Subject: jwt.Subject(s.Subject), LocalSubject: jwt.RenamingSubject(s.Local),
+			Account: p.account.public, Type: s.kind(),
+		})
+	}
+	return finishAccount(c, spec, p, now)
+}
+
+func (s Share) kind() jwt.ExportType {
+	if s.ToNodes {
+		return jwt.Stream
+	}
+	return jwt.Service
+}
+
+// finishAccount adds what both accounts have in common, and signs.
+func finishAccount(c *jwt.AccountClaims, spec AccountSpec, p fleetPairs, now time.Time) (string, error) {
 	c.Limits.DisallowBearer = true
 	for user, at := range spec.Revocations {
 		if _, err := parsePublic(nkeys.PrefixByteUser, user); err != nil && user != jwt.All {
@@ -260,6 +319,19 @@ func (k FleetKeys) UserJWT(spec UserSpec, now time.Time) (string, error) {
 	}
 	c.IssuerAccount = p.account.public
 	return signJWT(c, &c.ClaimsData, p.signing, now)
+}
+
+// NodeUserJWT returns the JWT of a node or a newcomer.
+func (k FleetKeys) NodeUserJWT(spec UserSpec, now time.Time) (string, error) {
+	p, err := k.pairs()
+	if err != nil {
+		return "", err
+	}
+	c, err := userClaims(spec, now)
+	if err != nil {
+		return "", err
+	}
+	return signJWT(c, &c.ClaimsData, p.nodes, now)
 }
 
 // SystemUserJWT returns the JWT of a user of the system account: for the

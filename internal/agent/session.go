@@ -114,7 +114,7 @@ func (a *Agent) hello(ctx context.Context, conn *bus.Conn) error {
 	if err != nil {
 		return err
 	}
-	return conn.Put(ctx, bus.Outgoing{Subject: conn.Subjects().Node(a.o.Node), Data: data})
+	return conn.Put(ctx, bus.Outgoing{Subject: conn.Subjects().Node(a.o.Mailbox, a.o.Node), Data: data})
 }
 
 // diskLeast is the free space below which a node complains.
@@ -129,11 +129,15 @@ func (a *Agent) checkDisk(ctx context.Context) {
 	a.problems.set("disk", text)
 }
 
-func (a *Agent) beat(leaving bool) []byte {
+// maxPing is the longest text of a ping that is repeated.
+const maxPing = 64
+
+// beat is a sign of life; ping is the text of the ping that it answers.
+func (a *Agent) beat(leaving bool, ping string) []byte {
 	queue, running := a.core.load()
 	data, err := json.Marshal(muster.Beat{
 		Node: a.o.Node, Instance: a.instance, Time: time.Now(), Queue: queue, Running: running, Leaving: leaving,
-		RTT: float64(a.rtt.Load()) / 1e6,
+		RTT: float64(a.rtt.Load()) / 1e6, Ping: ping,
 	})
 	if err != nil {
 		panic(err) // plain fields
@@ -147,7 +151,10 @@ const helloEvery = 10 * time.Minute
 // heartbeat says at intervals that the node is there, and answers pings.
 func (a *Agent) heartbeat(ctx context.Context, conn *bus.Conn) {
 	stop, err := conn.Serve(conn.Subjects().Ping(), func(r bus.Request) {
-		if err := r.Respond(a.beat(false)); err != nil {
+		if len(r.Data) > maxPing {
+			return
+		}
+		if err := conn.Tell(conn.Subjects().Alive(a.o.Mailbox, a.o.Node), a.beat(false, string(r.Data))); err != nil {
 			a.log.Debug("ping was not answered", "err", err)
 		}
 	})
@@ -163,7 +170,7 @@ func (a *Agent) heartbeat(ctx context.Context, conn *bus.Conn) {
 		if rtt, err := conn.RTT(); err == nil {
 			a.rtt.Store(int64(rtt))
 		}
-		if err := conn.Tell(conn.Subjects().Alive(a.o.Node), a.beat(false)); err != nil {
+		if err := conn.Tell(conn.Subjects().Alive(a.o.Mailbox, a.o.Node), a.beat(false, "")); err != nil {
 			a.log.Debug("heartbeat was not sent", "err", err)
 		}
 		select {
@@ -182,7 +189,7 @@ func (a *Agent) heartbeat(ctx context.Context, conn *bus.Conn) {
 func (a *Agent) farewell(conn *bus.Conn) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
-	err := conn.Tell(conn.Subjects().Alive(a.o.Node), a.beat(true))
+	err := conn.Tell(conn.Subjects().Alive(a.o.Mailbox, a.o.Node), a.beat(true, ""))
 	if err := errors.Join(err, conn.Flush(ctx)); err != nil {
 		a.log.Debug("goodbye was not said", "err", err)
 	}
@@ -190,7 +197,7 @@ func (a *Agent) farewell(conn *bus.Conn) {
 
 // receive reads withdrawals and commands until the connection ends.
 func (a *Agent) receive(ctx context.Context, conn *bus.Conn) error {
-	stop, err := conn.Serve(conn.Subjects().Control(a.o.Node), func(r bus.Request) { a.control(r.Data) })
+	stop, err := conn.Serve(conn.Subjects().Control(a.o.Mailbox, a.o.Node), func(r bus.Request) { a.control(r.Data) })
 	if err != nil {
 		return err
 	}
@@ -198,13 +205,13 @@ func (a *Agent) receive(ctx context.Context, conn *bus.Conn) error {
 	for attempt := 0; ; attempt++ {
 		// What was withdrawn while the node was away must be known before the
 		// first command is.
-		switch last, err := conn.Last(ctx, bus.StreamControl, conn.Subjects().Control(a.o.Node)); {
+		switch last, err := conn.Last(ctx, bus.StreamControl, conn.Subjects().Control(a.o.Mailbox, a.o.Node)); {
 		case err == nil:
 			a.control(last.Data)
 		case muster.KindOf(err) != muster.NotFound:
 			return err
 		}
-		err := conn.Commands(ctx, a.o.Node, func(m bus.Message) error { attempt = 0; return a.message(ctx, conn, m) })
+		err := conn.Commands(ctx, a.o.Mailbox, a.o.Node, func(m bus.Message) error { attempt = 0; return a.message(ctx, conn, m) })
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
@@ -259,7 +266,7 @@ func (a *Agent) setAside(ctx context.Context, conn *bus.Conn, m bus.Message, cal
 	rec := aaa.Record{Time: time.Now(), Node: a.o.Node, Fleet: a.o.Fleet, Caller: caller.Name, CallerKey: caller.PublicKey, Verdict: verdict, Reason: cause.Error()}
 	a.core.post(func() { a.audit.write(rec) })
 	err := conn.Put(ctx, bus.Outgoing{
-		Subject: conn.Subjects().Dead(a.o.Node), Data: m.Data,
+		Subject: conn.Subjects().Dead(a.o.Mailbox, a.o.Node), Data: m.Data,
 		Header: map[string]string{bus.HeaderReason: headerText(cause.Error()), bus.HeaderSubject: m.Subject},
 	})
 	if err != nil {

@@ -175,6 +175,7 @@ func newAgent(ctx context.Context, o AgentOptions, n config.NodeFolder) (*agent.
 		return nil, err
 	}
 	name := muster.NodeName(n.Node.Node)
+	mailbox, api := enrol.Box(userJWT, n.Node.Prefix, name)
 	version := cmp.Or(o.Version, buildVersion())
 	gather := func(ctx context.Context) (map[string]any, []error) {
 		return facts.Gather(ctx, facts.Options{Dir: o.FactsDir})
@@ -187,11 +188,11 @@ func newAgent(ctx context.Context, o AgentOptions, n config.NodeFolder) (*agent.
 	policy.current() // what is wrong with it is news now, not at the first command
 	var once sync.Once
 	return agent.New(agent.Options{
-		Node: name, Fleet: n.Node.Fleet, Version: version,
+		Node: name, Mailbox: mailbox, Fleet: n.Node.Fleet, Version: version,
 		Dial: func(ctx context.Context) (*bus.Conn, error) {
 			return bus.Dial(ctx, bus.Options{
 				URLs: n.Node.URLs, Name: "agent " + string(name), JWT: userJWT, Seed: string(seed.Reveal()),
-				CA: n.CA, Prefix: n.Node.Prefix, Inbox: bus.NodeInbox(name), Log: o.Log,
+				CA: n.CA, Prefix: n.Node.Prefix, Inbox: bus.NodeInbox(name), API: api, Log: o.Log,
 			})
 		},
 		StateDir: o.StateDir, Registry: registry, Plugins: plugins,

@@ -55,7 +55,7 @@ func RunBroker(ctx context.Context, o BrokerOptions, ready func(BrokerInfo)) err
 		dial: func(ctx context.Context) (*bus.Conn, error) {
 			return dialService(ctx, fleet, bus.Options{Name: "service", InProcess: b, Log: o.Log})
 		},
-		update: func(_ context.Context, key, token string) error { return b.UpdateAccount(key, token) },
+		update: func(_ context.Context, a enrol.Account) error { return b.UpdateAccount(a.Key, a.JWT) },
 	}
 	return s.run(ctx)
 }
@@ -143,17 +143,17 @@ func authOf(fleet config.FleetFolder) (broker.Auth, error) {
 	if err != nil {
 		return broker.Auth{}, err
 	}
-	key, account, err := fleet.AccountJWT(now)
+	public, err := fleet.Keys.PublicKeys()
 	if err != nil {
 		return broker.Auth{}, err
 	}
-	public, err := fleet.Keys.PublicKeys()
+	main, nodes, err := enrol.Accounts(fleet, now)
 	if err != nil {
 		return broker.Auth{}, err
 	}
 	return broker.Auth{
 		OperatorJWT: operator, SystemAccount: public.System,
-		Accounts: map[string]string{public.System: system, key: account},
+		Accounts: map[string]string{public.System: system, main.Key: main.JWT, nodes.Key: nodes.JWT},
 	}, nil
 }
 
@@ -183,14 +183,14 @@ func RunService(ctx context.Context, o ServiceOptions, ready func()) error {
 	if o.BrokerURL != "" {
 		at.URLs = []string{o.BrokerURL}
 	}
-	update := func(ctx context.Context, key, token string) error { return pushAccount(ctx, fleet, at, key, token) }
+	update := func(ctx context.Context, a enrol.Account) error { return pushAccount(ctx, fleet, at, a) }
 	s := session{
 		fleet: fleet, log: o.Log, ready: ready, update: update, patient: true,
 		dial: func(ctx context.Context) (*bus.Conn, error) {
 			// The server's configuration may be older than the last removal.
-			key, token, err := fleet.AccountJWT(time.Now())
+			_, nodes, err := enrol.Accounts(fleet, time.Now())
 			if err == nil {
-				err = update(ctx, key, token)
+				err = update(ctx, nodes)
 			}
 			if err != nil {
 				return nil, err
@@ -210,8 +210,8 @@ func RunService(ctx context.Context, o ServiceOptions, ready func()) error {
 
 // pushAccount gives the server a new JWT of the account, as a user of its
 // system account.
-func pushAccount(ctx context.Context, fleet config.FleetFolder, at bus.Options, key, token string) error {
-	subject := "$SYS.REQ.ACCOUNT." + key + ".CLAIMS.UPDATE"
+func pushAccount(ctx context.Context, fleet config.FleetFolder, at bus.Options, a enrol.Account) error {
+	subject := "$SYS.REQ.ACCOUNT." + a.Key + ".CLAIMS.UPDATE"
 	creds, err := systemCreds(fleet, subject)
 	if err != nil {
 		return err
@@ -223,7 +223,7 @@ func pushAccount(ctx context.Context, fleet config.FleetFolder, at bus.Options, 
 	defer conn.Close()
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
-	_, err = conn.Ask(ctx, subject, []byte(token))
+	_, err = conn.Ask(ctx, subject, []byte(a.JWT))
 	return err
 }
 
@@ -232,7 +232,7 @@ type session struct {
 	fleet   config.FleetFolder
 	log     *slog.Logger
 	dial    func(context.Context) (*bus.Conn, error)
-	update  func(ctx context.Context, key, token string) error
+	update  func(context.Context, enrol.Account) error
 	ready   func()
 	patient bool // the first connection may fail, too
 }

@@ -123,7 +123,7 @@ func waitAlive(t *testing.T, dir, before string) string {
 	op := f.operator()
 	var said string
 	found := errors.New("found")
-	err := op.Follow(f.ctx(), bus.Query{Stream: bus.StreamNodes, Filters: []string{op.Subjects().Node("node2")}, Last: true}, func(m bus.Stored) error {
+	err := op.Follow(f.ctx(), bus.Query{Stream: bus.StreamNodes, Filters: []string{op.Subjects().Node(bus.AnyMailbox, "node2")}, Last: true}, func(m bus.Stored) error {
 		if said = string(m.Data); said == before {
 			return nil
 		}

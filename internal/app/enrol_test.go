@@ -79,12 +79,8 @@ func TestRemovedNodeIsPutOut(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		kv, err := f.operator().Fleet(f.ctx())
-		if err != nil {
-			t.Fatal(err)
-		}
-		// A node can have the broker write such a record for another node.
-		if _, err := kv.Put(f.ctx(), "remove.n", []byte(`{"stream":"MUSTER_ALIVE","seq":1}`)); err != nil {
+		op := f.operator()
+		if err := op.AddRecord(f.ctx(), "remove.n", []byte(`{"stream":"MUSTER_ALIVE","seq":1}`)); err != nil {
 			t.Fatal(err)
 		}
 		// Nor is it a reason to refuse a newcomer.
@@ -94,7 +90,7 @@ func TestRemovedNodeIsPutOut(t *testing.T) {
 		if _, err := conn.RTT(); err != nil {
 			t.Fatalf("a record that is no removal put the node out: %v", err)
 		}
-		if _, err := kv.Put(f.ctx(), "remove.n", []byte(`{}`)); err != nil {
+		if err := op.AddRecord(f.ctx(), "remove.n", []byte(`{}`)); err != nil {
 			t.Fatal(err)
 		}
 		select {

@@ -212,7 +212,7 @@ func (f fleet) dial(dir string) (*bus.Conn, complaints, error) {
 	heard := make(complaints, 100)
 	conn, err := bus.Dial(f.ctx(), bus.Options{
 		URLs: n.Node.URLs, JWT: userJWT, Seed: string(seed.Reveal()), CA: n.CA, Prefix: n.Node.Prefix,
-		Inbox: bus.NodeInbox(muster.NodeName(n.Node.Node)), Log: slog.New(heard),
+		Inbox: bus.NodeInbox(muster.NodeName(n.Node.Node)), API: bus.NodeAPI, Log: slog.New(heard),
 	})
 	if err == nil {
 		f.t.Cleanup(conn.Close)

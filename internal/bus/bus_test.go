@@ -215,7 +215,7 @@ func take(t *testing.T, c *bus.Conn, node muster.NodeName, n int, ack func(i int
 	enough := errors.New("enough")
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	err := c.Commands(ctx, node, func(m bus.Message) error {
+	err := c.Commands(ctx, bus.OpenMailbox, node, func(m bus.Message) error {
 		got = append(got, string(m.Data))
 		if ack(len(got) - 1) {
 			must(t, m.Ack())
@@ -250,7 +250,7 @@ func TestCommands(t *testing.T) {
 		// The end of the connection ends the reading.
 		ended := make(chan error)
 		go func() {
-			ended <- c.Commands(t.Context(), "a.b", func(bus.Message) error { return nil })
+			ended <- c.Commands(t.Context(), bus.OpenMailbox, "a.b", func(bus.Message) error { return nil })
 		}()
 		synctest.Wait()
 		l.set(true)
@@ -263,7 +263,7 @@ func TestCommands(t *testing.T) {
 func TestReadFollowLast(t *testing.T) {
 	with(t, func(t *testing.T, l *link, c *bus.Conn) {
 		s, ctx := c.Subjects(), t.Context()
-		if _, err := c.Last(ctx, bus.StreamNodes, s.Node("a")); muster.KindOf(err) != muster.NotFound {
+		if _, err := c.Last(ctx, bus.StreamNodes, s.Node("box", "a")); muster.KindOf(err) != muster.NotFound {
 			t.Errorf("got %v", err)
 		}
 		for i := range 3 {
@@ -290,11 +290,11 @@ func TestReadFollowLast(t *testing.T) {
 		if err != enough {
 			t.Errorf("got %v", err)
 		}
-		must(t, c.PutAfter(ctx, bus.Outgoing{Subject: s.Node("a"), Data: []byte("x")}, 0))
-		if err := c.PutAfter(ctx, bus.Outgoing{Subject: s.Node("a")}, 0); muster.KindOf(err) != muster.Conflict {
+		must(t, c.PutAfter(ctx, bus.Outgoing{Subject: s.Node("box", "a"), Data: []byte("x")}, 0))
+		if err := c.PutAfter(ctx, bus.Outgoing{Subject: s.Node("box", "a")}, 0); muster.KindOf(err) != muster.Conflict {
 			t.Errorf("got %v", err)
 		}
-		m, err := c.Last(ctx, bus.StreamNodes, s.Node("a"))
+		m, err := c.Last(ctx, bus.StreamNodes, s.Node("box", "a"))
 		if err != nil || string(m.Data) != "x" || m.Seq != 1 {
 			t.Errorf("got %+v, %v", m, err)
 		}

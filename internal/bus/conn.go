@@ -1,6 +1,7 @@
 package bus
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -25,6 +26,7 @@ type Options struct {
 	CA     []byte   // PEM of the only authority trusted for the broker; nil for the system's
 	Prefix string   // of subjects, default DefaultPrefix
 	Inbox  string   // prefix of inboxes, default _INBOX
+	API    string   // prefix of the JetStream API, default $JS.API
 	// InProcess is a broker in this process, used instead of the URLs.
 	InProcess nats.InProcessConnProvider
 	Timeout   time.Duration // of dialling, default 5 s
@@ -42,11 +44,15 @@ func (o Options) LogValue() slog.Value {
 type Conn struct {
 	nc       *nats.Conn
 	js       jetstream.JetStream
+	api      string
 	subjects Subjects
 	settings Settings
 	log      *slog.Logger
 	done     chan struct{}
 	once     sync.Once
+
+	mu      sync.Mutex // guards records
+	records string     // subject of the fleet's records, once it is known
 }
 
 // Dial connects. It does not try again; the caller decides when to.
@@ -57,7 +63,7 @@ func Dial(ctx context.Context, o Options) (*Conn, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	c := &Conn{subjects: Subjects{Prefix: o.Prefix, Shards: 1}, log: o.Log, done: make(chan struct{})}
+	c := &Conn{api: cmp.Or(o.API, usualAPI), subjects: Subjects{Prefix: o.Prefix, Shards: 1}, log: o.Log, done: make(chan struct{})}
 	opts, err := c.natsOptions(ctx, o)
 	if err != nil {
 		return nil, err
@@ -66,7 +72,7 @@ func Dial(ctx context.Context, o Options) (*Conn, error) {
 	if err != nil {
 		return nil, dialError(err, o)
 	}
-	c.js, err = jetstream.New(c.nc)
+	c.js, err = jetstream.NewWithAPIPrefix(c.nc, c.api)
 	if err != nil {
 		c.nc.Close()
 		return nil, natsError(err, "start JetStream client")
@@ -160,15 +166,10 @@ func (c *Conn) Server() (name, version string) {
 	return c.nc.ConnectedServerName(), c.nc.ConnectedServerVersion()
 }
 
-// Fleet opens the bucket of what operators say of nodes.
-func (c *Conn) Fleet(ctx context.Context) (jetstream.KeyValue, error) {
-	kv, err := c.js.KeyValue(ctx, BucketFleet)
-	return kv, natsError(err, "open bucket "+BucketFleet)
-}
-
 // A Request is a message that wants an answer.
 type Request struct {
 	Subject string
+	Reply   string // where Respond publishes; the sender chose it
 	Data    []byte
 	Respond func([]byte) error
 }
@@ -192,7 +193,7 @@ func (c *Conn) Serve(subject string, handle func(Request)) (stop func(), err err
 		for {
 			select {
 			case m := <-msgs:
-				handle(Request{m.Subject, m.Data, m.Respond})
+				handle(Request{m.Subject, m.Reply, m.Data, m.Respond})
 			case <-quit:
 				return
 			case <-c.done:
@@ -216,21 +217,22 @@ func (c *Conn) Ask(ctx context.Context, subject string, data []byte) ([]byte, er
 	return m.Data, nil
 }
 
-// AskAll sends one request and calls answer for each reply, until it returns
-// false or ctx ends. The end of ctx is no error: it bounds the wait.
-func (c *Conn) AskAll(ctx context.Context, subject string, data []byte, answer func([]byte) bool) error {
-	sub, err := c.nc.SubscribeSync(c.nc.NewRespInbox())
+// AskAll publishes a question and calls answer for each message on the subject
+// of answers, until it returns false or ctx ends. The end of ctx is no error: it
+// bounds the wait.
+func (c *Conn) AskAll(ctx context.Context, subject string, data []byte, answers string, answer func([]byte) bool) error {
+	sub, err := c.nc.SubscribeSync(answers)
 	if err != nil {
 		return natsError(err, "ask "+subject)
 	}
 	defer func() { _ = sub.Unsubscribe() }() // fails only when the connection has ended
-	if err := c.nc.PublishRequest(subject, sub.Subject, data); err != nil {
+	if err := c.nc.Publish(subject, data); err != nil {
 		return natsError(err, "ask "+subject)
 	}
 	for {
 		m, err := sub.NextMsgWithContext(ctx)
 		switch {
-		case errors.Is(err, nats.ErrNoResponders), errors.Is(err, context.DeadlineExceeded):
+		case errors.Is(err, context.DeadlineExceeded):
 			return nil
 		case err != nil:
 			return natsError(err, "ask "+subject)

@@ -126,9 +126,8 @@ func (c *Conn) Setup(ctx context.Context, o LayoutOptions) error {
 			return natsError(err, "make stream "+s.Name)
 		}
 	}
-	bucket := jetstream.KeyValueConfig{Bucket: BucketFleet, History: 8, Replicas: o.Replicas}
-	if _, err := c.js.CreateOrUpdateKeyValue(ctx, bucket); err != nil {
-		return natsError(err, "make bucket "+BucketFleet)
+	if err := c.setupRecords(ctx, o); err != nil {
+		return err
 	}
 	return c.writeSettings(ctx, old, Settings{Version: LayoutVersion, Fleet: o.Fleet, Shards: o.Shards, Replicas: o.Replicas})
 }

@@ -39,8 +39,8 @@ const (
 // The consumer is deleted and made anew each time: a work queue holds exactly
 // what is not acknowledged, so that a fresh consumer is in order, which a kept
 // one, redelivering behind newer messages, is not.
-func (c *Conn) Commands(ctx context.Context, node muster.NodeName, handle func(Message) error) error {
-	consumer, err := c.freshConsumer(ctx, node)
+func (c *Conn) Commands(ctx context.Context, mailbox string, node muster.NodeName, handle func(Message) error) error {
+	consumer, err := c.freshConsumer(ctx, mailbox, node)
 	if err != nil {
 		return err
 	}
@@ -54,14 +54,14 @@ func (c *Conn) Commands(ctx context.Context, node muster.NodeName, handle func(M
 }
 
 // EnsureQueue makes the consumer of a node without reading from it.
-func (c *Conn) EnsureQueue(ctx context.Context, node muster.NodeName) error {
-	_, err := c.freshConsumer(ctx, node)
+func (c *Conn) EnsureQueue(ctx context.Context, mailbox string, node muster.NodeName) error {
+	_, err := c.freshConsumer(ctx, mailbox, node)
 	return err
 }
 
 // freshConsumer replaces the node's consumer by a new one.
-func (c *Conn) freshConsumer(ctx context.Context, node muster.NodeName) (jetstream.Consumer, error) {
-	stream, name := c.subjects.CommandStream(node), encodeNode(node)
+func (c *Conn) freshConsumer(ctx context.Context, mailbox string, node muster.NodeName) (jetstream.Consumer, error) {
+	stream, name := c.subjects.CommandStream(node), consumerName(mailbox, node)
 	setup, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	if err := c.js.DeleteConsumer(setup, stream, name); err != nil && !errors.Is(err, jetstream.ErrConsumerNotFound) {
@@ -115,7 +115,7 @@ type Stored struct {
 // It asks by a subject that names the wanted one, so that permissions can be
 // exact.
 func (c *Conn) Last(ctx context.Context, stream, subject string) (Stored, error) {
-	m, err := c.nc.RequestWithContext(ctx, "$JS.API.DIRECT.GET."+stream+"."+subject, nil)
+	m, err := c.nc.RequestWithContext(ctx, c.api+".DIRECT.GET."+stream+"."+subject, nil)
 	if err != nil {
 		if errors.Is(err, nats.ErrNoResponders) {
 			return Stored{}, muster.Errorf(muster.NotFound, "stream %s is not there", stream).

@@ -1,12 +1,14 @@
 package bus
 
 import (
+	"crypto/rand"
 	"fmt"
 	"hash/fnv"
 	"strconv"
 	"strings"
 
 	"github.com/musterfleet/muster"
+	"github.com/musterfleet/muster/internal/aaa"
 )
 
 // Subjects, with P for the prefix (the fleet's collective). A node name has
@@ -14,17 +16,35 @@ import (
 // fixed number of tokens that end a command's subject.
 //
 //	P.command.<shard>.<node>.<kind>.<method>  work queue     to the node
-//	P.control.<node>                          last value     to the node: withdrawals
+//	P.control.<mailbox>.<node>                last value     to the node: withdrawals
 //	P.settings                                last value     to all: the layout
+//	P.fleet.<mailbox>.<record>                last values    among operators: records of nodes and invitations
 //	P.sent.<id>                               history        what was sent to whom
 //	P.report.<id>.<node>                      history        what became of it
 //	P.event.<type>.<node>                     history        what happened on a node
 //	P.output.<id>.<stream>.<node>             output         bytes that a run wrote
-//	P.dead.<node>                             dead letters   what a node could not read
-//	P.node.<node>                             last value     what a node says of itself
-//	P.alive.<node>                            memory         heartbeats
-//	P.ping                                    not stored     who is there now
+//	P.dead.<mailbox>.<node>                   dead letters   what a node could not read
+//	P.node.<mailbox>.<node>                   last value     what a node says of itself
+//	P.alive.<mailbox>.<node>                  memory         heartbeats
+//	P.ping                                    not stored     who is there now: each node answers with a heartbeat
 //	P.enrol.<token id>                        not stored     a newcomer presents its token
+
+// A mailbox is a random token that each node shares with the operators, and the
+// operators among themselves. It stands in the subjects whose older messages
+// give way to newer ones. A NATS server answers a request to whatever subject
+// the request names, also one to which the client may not publish, so that a
+// node could have its answers take the place of what is there, if it knew the
+// subject. (In the other streams such an answer takes nobody's place, and
+// readers recognise that it is not what belongs there.)
+
+// OpenMailbox is that of nodes whose credentials name none.
+const OpenMailbox = "-"
+
+// AnyMailbox stands for all mailboxes in a filter.
+const AnyMailbox = "*"
+
+// NewMailbox makes one.
+func NewMailbox() string { return rand.Text() }
 
 // DefaultPrefix begins all subjects of a fleet, unless its settings differ.
 const DefaultPrefix = "muster"
@@ -81,8 +101,7 @@ const (
 	StreamDead     = "MUSTER_DEAD"
 	StreamNodes    = "MUSTER_NODES"
 	StreamAlive    = "MUSTER_ALIVE"
-	// BucketFleet is the key-value bucket of what operators say of nodes.
-	BucketFleet = "muster-fleet"
+	StreamFleet    = "MUSTER_FLEET"
 )
 
 // The streams of bytes that a run writes.
@@ -91,9 +110,11 @@ const (
 	Stderr = "stderr"
 )
 
-func (s Subjects) Control(n muster.NodeName) string { return s.Prefix + ".control." + string(n) }
-func (s Subjects) Settings() string                 { return s.Prefix + ".settings" }
-func (s Subjects) Sent(id muster.CommandID) string  { return s.Prefix + ".sent." + string(id) }
+func (s Subjects) Control(mailbox string, n muster.NodeName) string {
+	return s.boxed("control", mailbox, n)
+}
+func (s Subjects) Settings() string                { return s.Prefix + ".settings" }
+func (s Subjects) Sent(id muster.CommandID) string { return s.Prefix + ".sent." + string(id) }
 func (s Subjects) Report(k muster.Key) string {
 	return s.Prefix + ".report." + string(k.ID) + "." + string(k.Node)
 }
@@ -103,11 +124,21 @@ func (s Subjects) Event(kind string, n muster.NodeName) string {
 func (s Subjects) Output(k muster.Key, stream string) string {
 	return s.Prefix + ".output." + string(k.ID) + "." + stream + "." + string(k.Node)
 }
-func (s Subjects) Dead(n muster.NodeName) string  { return s.Prefix + ".dead." + string(n) }
-func (s Subjects) Node(n muster.NodeName) string  { return s.Prefix + ".node." + string(n) }
-func (s Subjects) Alive(n muster.NodeName) string { return s.Prefix + ".alive." + string(n) }
-func (s Subjects) Ping() string                   { return s.Prefix + ".ping" }
-func (s Subjects) Enrol(token string) string      { return s.Prefix + ".enrol." + token }
+func (s Subjects) Dead(mailbox string, n muster.NodeName) string {
+	return s.boxed("dead", mailbox, n)
+}
+func (s Subjects) Node(mailbox string, n muster.NodeName) string {
+	return s.boxed("node", mailbox, n)
+}
+func (s Subjects) Alive(mailbox string, n muster.NodeName) string {
+	return s.boxed("alive", mailbox, n)
+}
+func (s Subjects) Ping() string              { return s.Prefix + ".ping" }
+func (s Subjects) Enrol(token string) string { return s.Prefix + ".enrol." + token }
+
+func (s Subjects) boxed(purpose, mailbox string, n muster.NodeName) string {
+	return s.Prefix + "." + purpose + "." + mailbox + "." + string(n)
+}
 
 // last returns what follows the first n tokens of the prefix and purpose.
 func (s Subjects) rest(subject, purpose string, tokens int) (fields []string, node muster.NodeName, ok bool) {
@@ -149,16 +180,33 @@ func (s Subjects) EventOf(subject string) (string, muster.NodeName, bool) {
 	return f[0], n, true
 }
 
-// NodeOf reads the node from a subject of which it is all that follows the
-// purpose (node, alive, dead, control).
+// NodeOf reads the node from a subject with a mailbox (node, alive, dead,
+// control).
 func (s Subjects) NodeOf(subject, purpose string) (muster.NodeName, bool) {
-	_, n, ok := s.rest(subject, purpose, 0)
+	_, n, ok := s.rest(subject, purpose, 1)
 	return n, ok
+}
+
+// MailboxOf finds the mailbox of a node among the subjects to which its
+// credentials let it publish. Credentials that muster has not made have none.
+func MailboxOf(prefix string, n muster.NodeName, publish []string) string {
+	s := Subjects{Prefix: prefix}
+	for _, subject := range publish {
+		f, name, ok := s.rest(subject, "alive", 1)
+		if ok && name == n && !strings.ContainsAny(f[0], "*>") {
+			return f[0]
+		}
+	}
+	return OpenMailbox
 }
 
 // encodeNode writes a node name as one token: dots cannot stand in the name of
 // a consumer or in an inbox prefix. '=' cannot stand in a node name.
 func encodeNode(n muster.NodeName) string { return strings.ReplaceAll(string(n), ".", "=") }
+
+// consumerName is that of a node's consumer. The mailbox keeps others from
+// guessing it.
+func consumerName(mailbox string, n muster.NodeName) string { return mailbox + "=" + encodeNode(n) }
 
 // NodeInbox is the prefix of the inboxes of a node, so that none can listen to
 // the answers that another gets.
@@ -177,27 +225,62 @@ type Permissions struct {
 // its own reports, output, events, dead letters and presence. The shard is a
 // wildcard, so that credentials outlive a change of the number of shards; the
 // consumer's name and filter are exact.
-func NodePermissions(prefix string, n muster.NodeName) Permissions {
-	s, name := Subjects{Prefix: prefix, Shards: 1}, encodeNode(n)
+func NodePermissions(prefix, mailbox string, n muster.NodeName) Permissions {
+	s, name := Subjects{Prefix: prefix, Shards: 1}, consumerName(mailbox, n)
 	filter := prefix + ".command.*." + string(n) + ".*.*"
 	return Permissions{
 		Publish: []string{
 			prefix + ".report.*." + string(n),
 			prefix + ".output.*.*." + string(n),
 			prefix + ".event.*." + string(n),
-			s.Node(n), s.Alive(n), s.Dead(n),
-			"$JS.API.CONSUMER.CREATE.*." + name + "." + filter,
-			"$JS.API.CONSUMER.DELETE.*." + name,
-			"$JS.API.CONSUMER.INFO.*." + name,
-			"$JS.API.CONSUMER.MSG.NEXT.*." + name,
+			s.Node(mailbox, n), s.Alive(mailbox, n), s.Dead(mailbox, n),
+			NodeAPI + ".CONSUMER.CREATE.*." + name + "." + filter,
+			NodeAPI + ".CONSUMER.DELETE.*." + name,
+			NodeAPI + ".CONSUMER.INFO.*." + name,
+			NodeAPI + ".CONSUMER.MSG.NEXT.*." + name,
 			"$JS.ACK.*." + name + ".>",
-			"$JS.API.DIRECT.GET." + StreamControl + "." + s.Control(n),
-			"$JS.API.DIRECT.GET." + StreamSettings + "." + s.Settings(),
+			NodeAPI + ".DIRECT.GET." + StreamControl + "." + s.Control(mailbox, n),
+			NodeAPI + ".DIRECT.GET." + StreamSettings + "." + s.Settings(),
 		},
-		Subscribe: []string{NodeInbox(n) + ".>", s.Control(n), s.Ping()},
-		Responses: 1,
+		Subscribe: []string{NodeInbox(n) + ".>", s.Control(mailbox, n), s.Ping()},
 	}
 }
+
+// NodeAPI begins the subjects on which nodes reach what they may use of the
+// JetStream API. The usual prefix is answered for an account that has no
+// JetStream itself.
+const NodeAPI = "$JSFLEET.API"
+
+const usualAPI = "$JS.API"
+
+// Shares are what the account of nodes gets of the main account: all that
+// permissions of nodes and newcomers name. There must be nothing among it that
+// does harm when the server's answer to a hostile node is published there.
+func Shares(prefix string) []aaa.Share {
+	var all []aaa.Share
+	for _, subject := range []string{
+		prefix + ".report.*.>", prefix + ".output.*.*.>", prefix + ".event.*.>",
+		prefix + ".node.*.>", prefix + ".alive.*.>", prefix + ".dead.*.>", prefix + ".enrol.*", "$JS.ACK.>",
+	} {
+		all = append(all, aaa.Share{Subject: subject})
+	}
+	const next = ".CONSUMER.MSG.NEXT.*.*"
+	for _, request := range []string{
+		".CONSUMER.CREATE.*.*." + prefix + ".command.>", ".CONSUMER.DELETE.*.*", ".CONSUMER.INFO.*.*", next,
+		".DIRECT.GET." + StreamControl + "." + prefix + ".control.*.>",
+		".DIRECT.GET." + StreamSettings + "." + prefix + ".settings",
+	} {
+		all = append(all, aaa.Share{Subject: usualAPI + request, Local: NodeAPI + request, Many: request == next})
+	}
+	return append(all,
+		aaa.Share{Subject: prefix + ".control.*.>", ToNodes: true},
+		aaa.Share{Subject: prefix + ".ping", ToNodes: true},
+	)
+}
+
+// Foreign reports whether an answer to the reply subject goes to another
+// account. No client can name such a subject itself.
+func Foreign(reply string) bool { return strings.HasPrefix(reply, "_R_.") }
 
 // EnrolPermissions lets the holder of a join token present it, and no more.
 func EnrolPermissions(prefix, token string) Permissions {
@@ -210,9 +293,9 @@ func EnrolPermissions(prefix, token string) Permissions {
 func OperatorPermissions(prefix string) Permissions {
 	return Permissions{
 		Publish: []string{
-			prefix + ".>", "$JS.API.>", "$JS.ACK.>", "$KV." + BucketFleet + ".>",
+			prefix + ".>", "$JS.API.>", "$JS.ACK.>",
 		},
-		Subscribe: []string{prefix + ".>", "_INBOX.>", "$KV." + BucketFleet + ".>"},
+		Subscribe: []string{prefix + ".>", "_INBOX.>"},
 		Responses: 1,
 	}
 }

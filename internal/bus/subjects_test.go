@@ -45,7 +45,7 @@ func TestSubjectRoundTrips(t *testing.T) {
 		if kind, got, ok := s.EventOf(s.Event("up", n)); !ok || got != n || kind != "up" {
 			t.Errorf("event: %v %v %v", kind, got, ok)
 		}
-		for purpose, subject := range map[string]string{"node": s.Node(n), "alive": s.Alive(n), "dead": s.Dead(n), "control": s.Control(n)} {
+		for purpose, subject := range map[string]string{"node": s.Node("box", n), "alive": s.Alive("box", n), "dead": s.Dead("box", n), "control": s.Control("box", n)} {
 			if got, ok := s.NodeOf(subject, purpose); !ok || got != n {
 				t.Errorf("%s: %v %v", purpose, got, ok)
 			}
@@ -66,22 +66,22 @@ func TestPermissions(t *testing.T) {
 	s := Subjects{Prefix: "muster", Shards: 16}
 	key := func(n muster.NodeName) muster.Key { return muster.Key{ID: "01J", Node: n} }
 	for _, me := range nodes {
-		p := NodePermissions("muster", me)
+		p := NodePermissions("muster", "box", me)
 		for _, other := range nodes {
 			mine := me == other
 			publish := map[string]bool{
 				s.Report(key(other)): mine, s.Output(key(other), Stdout): mine, s.Event("up", other): mine,
-				s.Node(other): mine, s.Alive(other): mine, s.Dead(other): mine,
-				"$JS.API.CONSUMER.CREATE." + s.CommandStream(other) + "." + encodeNode(other) + "." + s.Commands(other): mine,
-				"$JS.API.CONSUMER.CREATE." + s.CommandStream(other) + "." + encodeNode(me) + "." + s.Commands(other):    mine,
-				"$JS.API.CONSUMER.CREATE." + s.CommandStream(other) + "." + encodeNode(me):                              false,
-				"$JS.API.CONSUMER.DELETE." + s.CommandStream(other) + "." + encodeNode(other):                           mine,
-				"$JS.API.CONSUMER.MSG.NEXT." + s.CommandStream(other) + "." + encodeNode(other):                         mine,
-				"$JS.ACK." + s.CommandStream(other) + "." + encodeNode(other) + ".1.1.1.1.1":                            mine,
-				"$JS.API.DIRECT.GET." + StreamControl + "." + s.Control(other):                                          mine,
-				s.Control(other): false, s.Command(other, muster.KindCommand, "shell.run"): false,
-				s.Settings(): false, s.Sent("01J"): false, s.Enrol("t"): false, "$KV." + BucketFleet + "." + string(other): false,
-				"$JS.API.STREAM.PURGE." + StreamHistory: false, "$JS.API.DIRECT.GET." + StreamSettings + "." + s.Settings(): true,
+				s.Node("box", other): mine, s.Alive("box", other): mine, s.Dead("box", other): mine,
+				NodeAPI + ".CONSUMER.CREATE." + s.CommandStream(other) + "." + consumerName("box", other) + "." + s.Commands(other): mine,
+				NodeAPI + ".CONSUMER.CREATE." + s.CommandStream(other) + "." + consumerName("box", me) + "." + s.Commands(other):    mine,
+				NodeAPI + ".CONSUMER.CREATE." + s.CommandStream(other) + "." + consumerName("box", me):                              false,
+				NodeAPI + ".CONSUMER.DELETE." + s.CommandStream(other) + "." + consumerName("box", other):                           mine,
+				NodeAPI + ".CONSUMER.MSG.NEXT." + s.CommandStream(other) + "." + consumerName("box", other):                         mine,
+				"$JS.ACK." + s.CommandStream(other) + "." + consumerName("box", other) + ".1.1.1.1.1":                               mine,
+				NodeAPI + ".DIRECT.GET." + StreamControl + "." + s.Control("box", other):                                            mine,
+				s.Control("box", other): false, s.Command(other, muster.KindCommand, "shell.run"): false,
+				s.Settings(): false, s.Sent("01J"): false, s.Enrol("t"): false, "muster.fleet.x.node." + string(other): false,
+				"$JS.API.STREAM.PURGE." + StreamHistory: false, NodeAPI + ".DIRECT.GET." + StreamSettings + "." + s.Settings(): true,
 				NodeInbox(other) + ".x": false,
 			}
 			for subject, want := range publish {
@@ -90,7 +90,7 @@ func TestPermissions(t *testing.T) {
 				}
 			}
 			subscribe := map[string]bool{
-				NodeInbox(other) + ".x.y": mine, s.Control(other): mine, s.Commands(other): false,
+				NodeInbox(other) + ".x.y": mine, s.Control("box", other): mine, s.Commands(other): false,
 				s.Report(key(other)): false, s.Ping(): true, "_INBOX.x": false, "muster.>": false,
 			}
 			for subject, want := range subscribe {
@@ -107,7 +107,7 @@ func TestPermissions(t *testing.T) {
 		}
 	}
 	p := EnrolPermissions("muster", "t1")
-	for subject, want := range map[string]bool{s.Enrol("t1"): true, s.Enrol("t2"): false, s.Node("a"): false} {
+	for subject, want := range map[string]bool{s.Enrol("t1"): true, s.Enrol("t2"): false, s.Node("box", "a"): false} {
 		if got := allowed(p.Publish, subject); got != want {
 			t.Errorf("a newcomer may publish %s: %v", subject, got)
 		}
@@ -153,8 +153,10 @@ func FuzzSubjects(f *testing.F) {
 		if kind, n, ok := s.EventOf(subject); ok && s.Event(kind, n) != subject {
 			t.Errorf("%q becomes %v %v", subject, kind, n)
 		}
-		if n, ok := s.NodeOf(subject, "node"); ok && s.Node(n) != subject {
-			t.Errorf("%q becomes %v", subject, n)
+		if n, ok := s.NodeOf(subject, "node"); ok {
+			if box := strings.Split(subject, ".")[2]; s.Node(box, n) != subject {
+				t.Errorf("%q becomes %v", subject, n)
+			}
 		}
 	})
 }

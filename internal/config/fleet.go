@@ -246,20 +246,6 @@ func (f FleetFolder) SetMember(node string, m Member) error {
 	return WriteFile(f.path("members.json"), append(data, '\n'))
 }
 
-// AccountJWT makes the JWT of the main account, with all revocations.
-func (f FleetFolder) AccountJWT(now time.Time) (key, token string, err error) {
-	revoked, err := f.Revocations()
-	if err != nil {
-		return "", "", err
-	}
-	public, err := f.Keys.PublicKeys()
-	if err != nil {
-		return "", "", err
-	}
-	token, err = f.Keys.AccountJWT(aaa.AccountSpec{Name: f.Fleet.Name, Limits: aaa.NoLimits(), Revocations: revoked}, now)
-	return public.Account, token, err
-}
-
 // Lock makes sure that one process at a time serves the folder. Unlock ends
 // it, as does the end of the process.
 func (f FleetFolder) Lock(purpose string) (unlock func(), err error) {

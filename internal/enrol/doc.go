@@ -1,13 +1,13 @@
 // Package enrol lets nodes into a fleet and puts them out again.
 //
-//	Invite   writes an invitation to the fleet's bucket and makes a token
+//	Invite   writes an invitation to the fleet's records and makes a token
 //	Join     presents the token, with a key that never leaves the node
 //	Service  checks the invitation and signs credentials for the key
 //
-// Records in the bucket, each one JSON object:
+// The records, each one JSON object:
 //
 //	invite.<token id>   an invitation, with the hash of its secret
-//	node.<node>         what operators say of a node: labels, time of invitation
+//	node.<node>         what operators say of a node: mailbox, labels, time of invitation
 //	remove.<node>       written by an operator: the node is to be put out
 //
 // The public key with which each node joined is kept in the fleet's folder.

@@ -1,6 +1,7 @@
 package enrol
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"maps"
@@ -61,16 +62,21 @@ func Invite(ctx context.Context, conn *bus.Conn, fleet config.FleetFolder, v Inv
 }
 
 func enrolCreds(fleet config.FleetFolder, id string, expires, now time.Time) (aaa.Secret, error) {
-	return NewCreds(fleet.Keys, "enrol "+id, bus.EnrolPermissions(fleet.Fleet.Prefix, id), expires, now)
+	return newCreds(fleet.Keys.NodeUserJWT, "enrol "+id, bus.EnrolPermissions(fleet.Fleet.Prefix, id), expires, now)
 }
 
-// NewCreds makes a key and signs credentials of the broker for it.
+// NewCreds makes a key and signs credentials of the broker for it, in the main
+// account.
 func NewCreds(keys aaa.FleetKeys, name string, p bus.Permissions, expires, now time.Time) (aaa.Secret, error) {
+	return newCreds(keys.UserJWT, name, p, expires, now)
+}
+
+func newCreds(sign func(aaa.UserSpec, time.Time) (string, error), name string, p bus.Permissions, expires, now time.Time) (aaa.Secret, error) {
 	seed, public, err := aaa.NewUserKey()
 	if err != nil {
 		return aaa.Secret{}, err
 	}
-	token, err := keys.UserJWT(UserSpec(name, public, p, expires), now)
+	token, err := sign(UserSpec(name, public, p, expires), now)
 	if err != nil {
 		return aaa.Secret{}, err
 	}
@@ -99,6 +105,7 @@ func describe(ctx context.Context, conn *bus.Conn, v Invitation, now time.Time) 
 			r.Labels = map[string]string{}
 		}
 		maps.Copy(r.Labels, v.Labels)
+		r.Mailbox = cmp.Or(r.Mailbox, bus.NewMailbox())
 		r.Invited = now.UTC().Truncate(time.Second)
 		err = put(ctx, conn, key, r, seq)
 		if muster.KindOf(err) != muster.Conflict {

@@ -53,6 +53,25 @@ func Join(ctx context.Context, token aaa.Token, dir string, now time.Time, log *
 	return config.RemoveFile(filepath.Join(dir, "join.seed"))
 }
 
+// How often a newcomer asks, and how long it waits for an answer: the request
+// or its answer can be lost on the way.
+const (
+	askTimes = 4
+	askWait  = 4 * time.Second
+)
+
+func askAgain(ctx context.Context, conn *bus.Conn, subject string, data []byte) (reply []byte, err error) {
+	for range askTimes {
+		one, cancel := context.WithTimeout(ctx, askWait)
+		reply, err = conn.Ask(one, subject, data)
+		cancel()
+		if err == nil || ctx.Err() != nil {
+			break
+		}
+	}
+	return reply, err
+}
+
 // prefixOf reads the prefix of the fleet's subjects from the one subject to
 // which the token's credentials may publish.
 func prefixOf(token aaa.Token) string {
@@ -60,15 +79,35 @@ func prefixOf(token aaa.Token) string {
 	if err != nil {
 		return bus.DefaultPrefix
 	}
-	claims, err := jwt.DecodeUserClaims(text)
-	if err != nil || len(claims.Pub.Allow) != 1 {
+	subjects := mayPublish(text)
+	if len(subjects) != 1 {
 		return bus.DefaultPrefix
 	}
-	prefix, ok := strings.CutSuffix(claims.Pub.Allow[0], bus.Subjects{}.Enrol(token.ID))
+	prefix, ok := strings.CutSuffix(subjects[0], bus.Subjects{}.Enrol(token.ID))
 	if !ok || prefix == "" {
 		return bus.DefaultPrefix
 	}
 	return prefix
+}
+
+// Box says how a node with this user JWT uses the bus: its mailbox, and the
+// prefix of the JetStream API. Credentials that muster has not made are those
+// of an account of its own, with the usual ones.
+func Box(userJWT, prefix string, node muster.NodeName) (mailbox, api string) {
+	mailbox = bus.MailboxOf(prefix, node, mayPublish(userJWT))
+	if mailbox != bus.OpenMailbox {
+		api = bus.NodeAPI
+	}
+	return mailbox, api
+}
+
+// mayPublish lists the subjects to which a user JWT lets publish.
+func mayPublish(userJWT string) []string {
+	claims, err := jwt.DecodeUserClaims(userJWT)
+	if err != nil {
+		return nil // the broker will say what is wrong with it
+	}
+	return claims.Pub.Allow
 }
 
 func present(ctx context.Context, token aaa.Token, seed aaa.Secret, prefix string, log *slog.Logger) (string, error) {
@@ -96,9 +135,7 @@ func present(ctx context.Context, token aaa.Token, seed aaa.Secret, prefix strin
 	if err != nil {
 		return "", muster.Errorf(muster.Internal, "write the request to join: %w", err)
 	}
-	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
-	defer cancel()
-	reply, err := conn.Ask(ctx, conn.Subjects().Enrol(token.ID), data)
+	reply, err := askAgain(ctx, conn, conn.Subjects().Enrol(token.ID), data)
 	if err != nil {
 		return "", muster.Errorf(muster.Unavailable, "nobody answers the request to join: %w", err).
 			WithHint("is 'muster broker' (or its service) running, and was the token made for this fleet?")

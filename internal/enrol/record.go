@@ -31,8 +31,7 @@ type invitation struct {
 }
 
 // A removal is stored under remove.<node>. Whatever else stands there does not
-// count: a node can have the broker write the answer to one of its requests to
-// any subject, though it does not choose the text.
+// count.
 type removal struct {
 	By     string `json:"by,omitempty"`
 	Reason string `json:"reason,omitempty"`
@@ -48,7 +47,7 @@ func isRemoval(data []byte) bool {
 // lastRemoval is the sequence of the newest order to remove the node, 0 for
 // none.
 func lastRemoval(ctx context.Context, conn *bus.Conn, node muster.NodeName) (uint64, error) {
-	m, err := conn.Last(ctx, bucketStream, bucketSubject+"remove."+string(node))
+	m, err := conn.Record(ctx, "remove."+string(node))
 	switch {
 	case muster.KindOf(err) == muster.NotFound:
 		return 0, nil
@@ -62,6 +61,7 @@ func lastRemoval(ctx context.Context, conn *bus.Conn, node muster.NodeName) (uin
 
 // A NodeRecord is what operators say of a node, stored under node.<node>.
 type NodeRecord struct {
+	Mailbox string            `json:"mailbox,omitempty"` // see bus.NewMailbox
 	Labels  map[string]string `json:"labels,omitempty"`
 	Invited time.Time         `json:"invited,omitzero"`
 }
@@ -78,24 +78,15 @@ type (
 	}
 )
 
-// The bucket's stream, in which the sequence of a record says what was written
-// first.
-const (
-	bucketStream  = "KV_" + bus.BucketFleet
-	bucketSubject = "$KV." + bus.BucketFleet + "."
-)
-
-// get reads a record, and the sequence for put. Without one, it is 0.
+// get reads a record, and the sequence for put, which says what was written
+// first. Without a record, it is 0.
 func get(ctx context.Context, conn *bus.Conn, key string, into any) (seq uint64, err error) {
-	m, err := conn.Last(ctx, bucketStream, bucketSubject+key)
+	m, err := conn.Record(ctx, key)
 	if muster.KindOf(err) == muster.NotFound {
 		return 0, nil
 	}
 	if err != nil {
 		return 0, err
-	}
-	if len(bytes.TrimSpace(m.Data)) == 0 { // deleted
-		return m.Seq, nil
 	}
 	if err := json.Unmarshal(m.Data, into); err != nil {
 		return 0, muster.Errorf(muster.Corrupt, "the record %s of the fleet cannot be read: %w", key, err)
@@ -109,5 +100,5 @@ func put(ctx context.Context, conn *bus.Conn, key string, record any, seq uint64
 	if err != nil {
 		return muster.Errorf(muster.Internal, "write the record %s: %w", key, err)
 	}
-	return conn.PutAfter(ctx, bus.Outgoing{Subject: bucketSubject + key, Data: data}, seq)
+	return conn.PutRecord(ctx, key, data, seq)
 }

@@ -22,8 +22,8 @@ import (
 // fleet, where the fleet's folder is.
 type Service struct {
 	Fleet config.FleetFolder
-	// UpdateAccount puts the account's JWT in force at the broker.
-	UpdateAccount func(ctx context.Context, key, token string) error
+	// UpdateAccount puts the JWT of the nodes' account in force at the broker.
+	UpdateAccount func(context.Context, Account) error
 	Now           func() time.Time // nil is the clock
 	Log           *slog.Logger     // nil is none
 	Ready         func()           // nil, or called when newcomers can come
@@ -58,8 +58,7 @@ func (s *Service) Serve(ctx context.Context, conn *bus.Conn) error {
 	if s.Ready != nil {
 		s.Ready()
 	}
-	q := bus.Query{Stream: bucketStream, Filters: []string{bucketSubject + "remove.>"}}
-	return conn.Follow(ctx, q, func(m bus.Stored) error { return s.removed(ctx, m) })
+	return conn.Records(ctx, "remove.>", true, func(m bus.Stored) error { return s.removed(ctx, m) })
 }
 
 func (s *Service) handle(ctx context.Context, conn *bus.Conn, r bus.Request) {
@@ -67,6 +66,11 @@ func (s *Service) handle(ctx context.Context, conn *bus.Conn, r bus.Request) {
 	defer cancel()
 	prefix := conn.Subjects().Enrol("")
 	id := strings.TrimPrefix(r.Subject, prefix)
+	// This service may publish to subjects that the newcomer may not.
+	if !bus.Foreign(r.Reply) && !strings.HasPrefix(r.Reply, bus.EnrolInbox(id)+".") {
+		s.Log.Warn("a newcomer wants its answer on a subject that is not its own; it gets none", "component", "enrol", "token", id, "reply", r.Reply)
+		return
+	}
 	token, node, err := s.admit(ctx, conn, id, r.Data)
 	a := answer{JWT: token}
 	if err != nil {
@@ -125,9 +129,21 @@ func (s *Service) admit(ctx context.Context, conn *bus.Conn, id string, data []b
 		}
 		break
 	}
-	spec := UserSpec(string(v.Node), r.PublicKey, bus.NodePermissions(s.Fleet.Fleet.Prefix, v.Node), time.Time{})
-	token, err = s.Fleet.Keys.UserJWT(spec, s.Now())
+	token, err = s.credentials(ctx, conn, v.Node, r.PublicKey)
 	return token, v.Node, err
+}
+
+// credentials signs a node's JWT, with the mailbox that its invitation gave it.
+func (s *Service) credentials(ctx context.Context, conn *bus.Conn, node muster.NodeName, public string) (string, error) {
+	var r NodeRecord
+	if _, err := get(ctx, conn, "node."+string(node), &r); err != nil {
+		return "", err
+	}
+	if r.Mailbox == "" {
+		return "", refusedf("the node was removed after it was invited")
+	}
+	spec := UserSpec(string(node), public, bus.NodePermissions(s.Fleet.Fleet.Prefix, r.Mailbox, node), time.Time{})
+	return s.Fleet.Keys.NodeUserJWT(spec, s.Now())
 }
 
 // present says what becomes of the invitation when a request comes: the
@@ -195,7 +211,7 @@ func (s *Service) enter(ctx context.Context, conn *bus.Conn, node muster.NodeNam
 
 // removed handles one order to remove a node, perhaps again.
 func (s *Service) removed(ctx context.Context, m bus.Stored) error {
-	node := strings.TrimPrefix(m.Subject, bucketSubject+"remove.")
+	node := strings.TrimPrefix(m.Subject, "remove.")
 	if !isRemoval(m.Data) {
 		s.Log.Warn("a record that is no order to remove a node is ignored", "component", "enrol", "node", node)
 		return nil
@@ -228,9 +244,9 @@ func (s *Service) revoke(ctx context.Context, public string) error {
 			return err
 		}
 	}
-	key, token, err := s.Fleet.AccountJWT(s.Now())
+	_, nodes, err := Accounts(s.Fleet, s.Now())
 	if err != nil {
 		return err
 	}
-	return s.UpdateAccount(ctx, key, token)
+	return s.UpdateAccount(ctx, nodes)
 }

@@ -1,0 +1,111 @@
+package bus
+
+import (
+	"context"
+	"strings"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/musterfleet/muster"
+)
+
+// Records are what operators keep of a fleet: invitations, and what they say
+// of nodes. A key has tokens with dots between them.
+
+// recordHistory is how many versions of a record are kept.
+const recordHistory = 8
+
+// recordSubject reads the subject of records, which only operators can know,
+// from the stream that holds them. There is none before Setup.
+func (c *Conn) recordSubject(ctx context.Context) (string, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.records != "" {
+		return c.records, nil
+	}
+	s, err := c.js.Stream(ctx, StreamFleet)
+	if err != nil {
+		return "", natsError(err, "find the records of the fleet")
+	}
+	subjects := s.CachedInfo().Config.Subjects
+	base, ok := "", false
+	if len(subjects) == 1 {
+		base, ok = strings.CutSuffix(subjects[0], ">")
+	}
+	if !ok || !strings.HasPrefix(base, c.subjects.Prefix+".fleet.") {
+		return "", muster.Errorf(muster.Corrupt, "the stream %s has the subjects %q; expected %s.fleet.MAILBOX.>", StreamFleet, subjects, c.subjects.Prefix)
+	}
+	c.records = base
+	return base, nil
+}
+
+// setupRecords makes the stream of records, under a subject that nobody can
+// guess, or brings it up to date.
+func (c *Conn) setupRecords(ctx context.Context, o LayoutOptions) error {
+	base, err := c.recordSubject(ctx)
+	if muster.KindOf(err) == muster.NotFound {
+		base, err = c.subjects.Prefix+".fleet."+NewMailbox()+".", nil
+	}
+	if err != nil {
+		return err
+	}
+	_, err = c.js.CreateOrUpdateStream(ctx, jetstream.StreamConfig{
+		Name: StreamFleet, Subjects: []string{base + ">"}, Replicas: o.Replicas, Storage: jetstream.FileStorage,
+		Duplicates: duplicateWindow, MaxConsumers: maxConsumers, AllowDirect: true, MaxMsgsPerSubject: recordHistory,
+	})
+	return natsError(err, "make stream "+StreamFleet)
+}
+
+// Record reads the newest version of a record. Its Subject is the key.
+func (c *Conn) Record(ctx context.Context, key string) (Stored, error) {
+	base, err := c.recordSubject(ctx)
+	if err != nil {
+		return Stored{}, err
+	}
+	m, err := c.Last(ctx, StreamFleet, base+key)
+	m.Subject = key
+	return m, err
+}
+
+// PutRecord writes a record if its newest version still has the given sequence
+// (0: there is none), or returns an error of kind Conflict.
+func (c *Conn) PutRecord(ctx context.Context, key string, data []byte, seq uint64) error {
+	base, err := c.recordSubject(ctx)
+	if err != nil {
+		return err
+	}
+	return c.PutAfter(ctx, Outgoing{Subject: base + key, Data: data}, seq)
+}
+
+// AddRecord writes a record, whatever was there.
+func (c *Conn) AddRecord(ctx context.Context, key string, data []byte) error {
+	base, err := c.recordSubject(ctx)
+	if err != nil {
+		return err
+	}
+	return c.Put(ctx, Outgoing{Subject: base + key, Data: data})
+}
+
+// PurgeRecord removes all versions of a record.
+func (c *Conn) PurgeRecord(ctx context.Context, key string) error {
+	base, err := c.recordSubject(ctx)
+	if err != nil {
+		return err
+	}
+	return c.Purge(ctx, StreamFleet, base+key)
+}
+
+// Records calls handle for the newest version of each record whose key the
+// filter matches. With follow it goes on, and tells all versions that come,
+// until ctx or the connection ends.
+func (c *Conn) Records(ctx context.Context, filter string, follow bool, handle func(Stored) error) error {
+	base, err := c.recordSubject(ctx)
+	if err != nil {
+		return err
+	}
+	q := Query{Stream: StreamFleet, Filters: []string{base + filter}, Last: true}
+	return c.read(ctx, q, follow, func(m Stored) error {
+		m.Subject = strings.TrimPrefix(m.Subject, base)
+		return handle(m)
+	})
+}
