@@ -1,6 +1,8 @@
 package app_test
 
 import (
+	"context"
+	"fmt"
 	"os"
 	"path/filepath"
 	"testing"
@@ -8,6 +10,7 @@ import (
 
 	"github.com/musterfleet/muster"
 	"github.com/musterfleet/muster/internal/aaa"
+	"github.com/musterfleet/muster/internal/bus"
 	"github.com/musterfleet/muster/internal/config"
 	"github.com/musterfleet/muster/internal/enrol"
 )
@@ -118,5 +121,77 @@ func TestRemovedNodeIsPutOut(t *testing.T) {
 		if all, err := ff.Revocations(); err != nil || len(all) != 1 {
 			t.Errorf("revocations: %v, %v", all, err)
 		}
+	})
+}
+
+// A removal changes the account of all nodes while they work.
+func TestRemovalDisturbsNobody(t *testing.T) {
+	onBoth(t, func(t *testing.T, f fleet) {
+		dir := filepath.Join(t.TempDir(), "good")
+		if err := f.join(f.invite("good"), dir); err != nil {
+			t.Fatal(err)
+		}
+		conn, _, err := f.dial(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := conn.Load(f.ctx()); err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(f.ctx())
+		defer cancel()
+		took, ended := make(chan string, 100), make(chan error, 1)
+		go func() {
+			ended <- conn.Commands(ctx, mailboxOf(t, dir), "good", func(m bus.Message) error {
+				took <- string(m.Data)
+				return m.Ack()
+			})
+		}()
+		op, cl := f.operator(), f.client()
+		for i := range 5 {
+			bad := muster.NodeName(fmt.Sprintf("bad%d", i))
+			badDir := filepath.Join(t.TempDir(), string(bad))
+			if err := f.join(f.invite(bad), badDir); err != nil {
+				t.Fatal(err)
+			}
+			badConn, _, err := f.dial(badDir)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := cl.RemoveNode(ctx, bad); err != nil {
+				t.Fatal(err)
+			}
+			// Until the change has come, the node works on.
+			for working := true; working; {
+				select {
+				case <-badConn.Done():
+					working = false
+				case <-ctx.Done():
+					t.Fatal("the removed node stays connected")
+				default:
+				}
+				report := bus.Outgoing{Subject: op.Subjects().Report(muster.Key{ID: "id1", Node: "good"}), Data: []byte("{}")}
+				if err := conn.Put(ctx, report); err != nil {
+					t.Fatalf("a report during a removal: %v", err)
+				}
+			}
+			text := fmt.Sprintf("after %s", bad)
+			command := bus.Outgoing{Subject: op.Subjects().Command("good", muster.KindCommand, "echo"), Data: []byte(text)}
+			if err := op.Put(ctx, command); err != nil {
+				t.Fatal(err)
+			}
+			select {
+			case got := <-took:
+				if got != text {
+					t.Fatalf("took %q", got)
+				}
+			case err := <-ended:
+				t.Fatalf("the queue of the other node: %v", err)
+			case <-ctx.Done():
+				t.Fatalf("no command reaches the other node %s", text)
+			}
+		}
+		cancel()
+		<-ended
 	})
 }
