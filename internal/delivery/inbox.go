@@ -11,12 +11,13 @@ import (
 
 // Config bounds an Inbox.
 type Config struct {
-	Node     muster.NodeName
-	Capacity int           // commands held that are not final, default 4096
-	Memory   int           // ids of commands that are over, default 1,000,000, of some 150 bytes each
-	NoSeq    int           // noseq commands that run at once, default 16
-	Linger   time.Duration // how long a report that is not final waits for a later state, default 50 ms
-	Backoff  func(attempt int) time.Duration
+	Node        muster.NodeName
+	Capacity    int           // commands held: not final, or their last report is not stored; default 4096
+	Memory      int           // ids of commands, over or held, default 1,000,000, of some 150 bytes each
+	Withdrawals int           // cancels of what has not come, default 10,000, of some 300 bytes each
+	NoSeq       int           // noseq commands that run at once, default 16
+	Linger      time.Duration // how long a report that is not final waits for a later state, default 50 ms
+	Backoff     func(attempt int) time.Duration
 }
 
 // Limits that are not worth a setting.
@@ -37,6 +38,7 @@ type Inbox struct {
 	commands map[muster.CommandID]*entry // not yet over
 	seen     map[muster.CommandID]time.Time
 	withdrew map[muster.CommandID][]Withdrawal // one of each caller
+	cancels  int                               // withdrawals in withdrew
 	lanes    map[muster.Lane][]*entry          // in order of arrival, the head runs
 	noseq    []*entry                          // in order of arrival, waiting or running
 	beside   int                               // noseq commands running
@@ -67,6 +69,7 @@ func (e *entry) waiting() bool { return !e.running && !e.Report.State().Final() 
 func New(cfg Config, state State, now time.Time) *Inbox {
 	cfg.Capacity = cmp.Or(cfg.Capacity, 4096)
 	cfg.Memory = cmp.Or(cfg.Memory, 1_000_000)
+	cfg.Withdrawals = cmp.Or(cfg.Withdrawals, 10_000)
 	cfg.NoSeq = cmp.Or(cfg.NoSeq, 16)
 	cfg.Linger = cmp.Or(cfg.Linger, 50*time.Millisecond)
 	if cfg.Backoff == nil {
@@ -86,8 +89,7 @@ func New(cfg Config, state State, now time.Time) *Inbox {
 		b.timers.add(s.Until, s.ID)
 	}
 	for _, w := range state.Withdrawals {
-		b.withdrew[w.ID] = append(b.withdrew[w.ID], w)
-		b.timers.add(w.Until, w.ID)
+		b.keepWithdrawal(w)
 	}
 	slices.SortFunc(state.Records, func(x, y Record) int { return cmp.Compare(x.Seq, y.Seq) })
 	for _, r := range state.Records {
@@ -127,9 +129,14 @@ func (b *Inbox) restore(r Record, now time.Time) {
 }
 
 // Room returns how many more commands the Inbox can hold. When it is zero the
-// caller stops delivering; nothing is dropped.
+// caller stops delivering; nothing is dropped. Without room for another
+// withdrawal there is none for commands either: the next one may be withdrawn
+// by a cancel that was not taken in.
 func (b *Inbox) Room() int {
-	return max(min(b.cfg.Capacity-b.active, b.cfg.Memory-len(b.seen)), 0)
+	if b.cancels >= b.cfg.Withdrawals {
+		return 0
+	}
+	return max(min(b.cfg.Capacity, b.cfg.Memory-len(b.seen))-len(b.commands), 0)
 }
 
 // Len returns the number of commands that are not final.
@@ -229,38 +236,54 @@ func (b *Inbox) withdraw(c Cancel) {
 		return
 	}
 	w := Withdrawal{ID: c.ID, Caller: c.Caller, Any: c.Any, Reason: c.Reason, Until: c.Until.Add(seenMargin)}
-	b.withdrew[c.ID] = append(b.withdrew[c.ID], w)
-	b.timers.add(w.Until, w.ID)
+	b.keepWithdrawal(w)
 	b.write(Write{Withdraw: &w}, true)
 }
 
-// Cancel withdraws a command, wherever it is. One that has not arrived yet is
-// cancelled when it does.
-func (b *Inbox) Cancel(now time.Time, c Cancel) {
-	if c.Token != 0 {
-		b.ready.Acks = append(b.ready.Acks, c.Token)
+func (b *Inbox) keepWithdrawal(w Withdrawal) {
+	b.withdrew[w.ID] = append(b.withdrew[w.ID], w)
+	b.cancels++
+	b.timers.add(w.Until, w.ID)
+}
+
+func (b *Inbox) dropWithdrawals(id muster.CommandID) {
+	if all, ok := b.withdrew[id]; ok {
+		b.cancels -= len(all)
+		delete(b.withdrew, id)
+		b.write(Write{Unwithdraw: id}, false)
 	}
+}
+
+// Cancel withdraws a command, wherever it is. One that has not arrived yet is
+// cancelled when it does. It returns false when there is no room to remember
+// the cancel of such a command: the caller comes again with it, and before any
+// command, once there is Room.
+func (b *Inbox) Cancel(now time.Time, c Cancel) bool {
 	if _, over := b.seen[c.ID]; over {
-		return
+		return true
 	}
 	e, known := b.commands[c.ID]
 	if !known {
+		if b.cancels >= b.cfg.Withdrawals {
+			return false
+		}
 		b.withdraw(c)
-		return
+		return true
 	}
 	if e.Report.State().Final() || e.cancelled != "" || !(c.Any || c.Caller == e.Report.Caller) {
-		return
+		return true
 	}
 	if e.running {
 		e.cancelled = cmp.Or(c.Reason, "cancelled")
 		if e.Idempotent {
-			b.withdraw(c) // or an interruption would run it again
+			b.withdraw(c) // or an interruption would run it again; at most one for each command held
 		}
 		b.ready.Stops = append(b.ready.Stops, c.ID)
-		return
+		return true
 	}
 	b.settle(e, now, muster.Cancelled, c.Reason)
 	b.schedule(now)
+	return true
 }
 
 // Finished says how a run ended. A failed run is tried again while retries and
@@ -323,10 +346,7 @@ func (b *Inbox) Reported(id muster.CommandID, seq int) {
 	b.timers.add(until, id)
 	b.write(Write{Remember: &Seen{ID: id, Until: until}}, false)
 	b.write(Write{Delete: e.Seq}, false)
-	if _, ok := b.withdrew[id]; ok {
-		delete(b.withdrew, id)
-		b.write(Write{Unwithdraw: id}, false)
-	}
+	b.dropWithdrawals(id)
 }
 
 // Tick lets time pass: deadlines, retries and waiting reports.
@@ -340,8 +360,7 @@ func (b *Inbox) tick(now time.Time, id muster.CommandID) {
 		b.write(Write{Forget: id}, false)
 	}
 	if all, ok := b.withdrew[id]; ok && !slices.ContainsFunc(all, func(w Withdrawal) bool { return now.Before(w.Until) }) {
-		delete(b.withdrew, id)
-		b.write(Write{Unwithdraw: id}, false)
+		b.dropWithdrawals(id)
 	}
 	e, ok := b.commands[id]
 	if !ok {

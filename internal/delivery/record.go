@@ -76,7 +76,6 @@ type Cancel struct {
 	Any    bool // policy lets the caller cancel what others sent
 	Reason string
 	Until  time.Time // deadline of the command, after which the cancel is moot
-	Token  uint64
 }
 
 // A Start asks for one run of a command.
