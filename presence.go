@@ -41,6 +41,10 @@ type Event struct {
 	Data    map[string]string `json:"data,omitempty"`
 }
 
+// EventAudit is the type of the events that tell of decisions: one for each line
+// of a node's audit log, with the line itself as the data "line".
+const EventAudit = "audit"
+
 // MethodCancel is the method of a withdrawal, and the name under which
 // policies allow or deny the cancelling of what other callers sent.
 const MethodCancel Method = "command.cancel"

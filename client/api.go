@@ -115,6 +115,13 @@ type HistoryQuery struct {
 // An Event is something that happened on a node.
 type Event = muster.Event
 
+// An EventQuery chooses events.
+type EventQuery struct {
+	Type   string    // empty for all
+	Since  time.Time // only what was stored later; zero for all
+	Follow bool      // also what happens until ctx ends
+}
+
 // A DeadLetter is a message that a node could not take for a command. It can
 // be queued again when its cause is mended.
 type DeadLetter struct {

@@ -1,6 +1,7 @@
 package client
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -15,13 +16,17 @@ import (
 	"github.com/musterfleet/muster/internal/bus"
 )
 
-// Events calls handle for what happened on nodes since a time; with follow,
-// also for what happens until ctx ends.
-func (c *Client) Events(ctx context.Context, since time.Time, follow bool, handle func(Event) error) error {
+// Events calls handle for what happened on nodes, in the order in which the
+// broker stored it. An event can come twice when a node was interrupted.
+func (c *Client) Events(ctx context.Context, query EventQuery, handle func(Event) error) error {
+	if strings.ContainsAny(query.Type, ".*> ") {
+		return muster.Errorf(muster.Invalid, "%q is no type of events", query.Type)
+	}
 	return c.with(ctx, func(conn *bus.Conn) error {
-		q := bus.Query{Stream: bus.StreamHistory, Since: since, Filters: []string{conn.Subjects().Event("*", ">")}}
+		filter := conn.Subjects().Event(cmp.Or(query.Type, "*"), ">")
+		q := bus.Query{Stream: bus.StreamHistory, Since: query.Since, Filters: []string{filter}}
 		read := conn.Read
-		if follow {
+		if query.Follow {
 			read = conn.Follow
 		}
 		return read(ctx, q, func(m bus.Stored) error {

@@ -244,10 +244,10 @@ func TestDamagedJournal(t *testing.T) {
 		t.Errorf("the damaged file is not set aside: %v, %v", aside, err)
 	}
 	var events []client.Event
-	if err := c.Events(t.Context(), time.Time{}, false, func(e client.Event) error { events = append(events, e); return nil }); err != nil {
+	if err := c.Events(t.Context(), client.EventQuery{Type: "journal-unreadable"}, func(e client.Event) error { events = append(events, e); return nil }); err != nil {
 		t.Fatal(err)
 	}
-	if len(events) == 0 || events[0].Type != "journal-unreadable" {
+	if len(events) != 1 || events[0].Type != "journal-unreadable" {
 		t.Errorf("events: %+v", events)
 	}
 }

@@ -40,7 +40,7 @@ type Options struct {
 	Fleet    string // id of the fleet
 	Version  string // of this program, as shown to operators
 	Dial     func(context.Context) (*bus.Conn, error)
-	StateDir string // journal.db, audit.log and output/ are kept here
+	StateDir string // journal.db, audit.log, events.json and output/ are kept here
 	Registry *method.Registry
 	Plugins  []method.Spec // third-party methods, published so that operators know them
 	Verifier *aaa.Verifier
@@ -166,7 +166,7 @@ func (a *Agent) open(ctx context.Context) (delivery.State, error) {
 		return state, err
 	}
 	a.journal = j
-	a.events = newEvents(a.o.Node)
+	a.events = openEvents(a.o.Node, filepath.Join(a.o.StateDir, "events.json"), a.log)
 	a.reporter = newReporter()
 	if a.audit, err = openAudit(filepath.Join(a.o.StateDir, "audit.log"), a.log, &a.problems); err != nil {
 		_ = j.Close() // the first error counts

@@ -4,7 +4,9 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/musterfleet/muster"
@@ -23,22 +25,38 @@ type core struct {
 	notify chan struct{} // has one element while mail is not empty
 	room   chan struct{} // closed and replaced when room may have appeared
 	space  int           // of the inbox, less what is in the mail
+	missed bool          // withdrawals were not taken in: they must be read again before commands
+
+	queued, active atomic.Int64 // commands not final, and running, as last told
 
 	// Owned by the goroutine of run.
 	acks    map[uint64]func() error
 	nextAck uint64
+	held    []intake // waits for the audit log, in order
+	deaf    bool     // commands are not taken in until the queue is read anew
 	runs    map[muster.CommandID]context.CancelCauseFunc
 	running sync.WaitGroup
 	ending  bool // runs are ended as soon as they begin
+	dead    bool // the journal fell behind for good: nothing is carried out any more
+
+	giveUp chan struct{} // closed when a stopping agent waits no longer for its journal
+}
+
+// An intake is something from the broker about which the node decides. It
+// returns false when the decision cannot be written to the audit log: then
+// nothing follows from it, and it is held.
+type intake struct {
+	id muster.CommandID // empty for what does not come again
+	do func() bool
 }
 
 func newCore(a *Agent, state delivery.State) *core {
 	c := &core{
-		a: a, notify: make(chan struct{}, 1), room: make(chan struct{}),
+		a: a, notify: make(chan struct{}, 1), room: make(chan struct{}), giveUp: make(chan struct{}),
 		acks: make(map[uint64]func() error), runs: make(map[muster.CommandID]context.CancelCauseFunc),
 	}
 	c.inbox = delivery.New(delivery.Config{Node: a.o.Node}, state, time.Now())
-	c.space = c.inbox.Room()
+	c.offerRoom()
 	return c
 }
 
@@ -53,13 +71,21 @@ func (c *core) post(f func()) {
 	}
 }
 
+// errMissed makes the session read the withdrawals and the queue anew.
+var errMissed = muster.Errorf(muster.Full, "there was no room for all withdrawals")
+
 // reserve waits until the inbox has room for one more command.
 func (c *core) reserve(ctx context.Context) error {
 	for {
 		c.mu.Lock()
 		if c.space > 0 {
+			missed := c.missed
+			c.missed = false
 			c.space--
 			c.mu.Unlock()
+			if missed {
+				return errMissed
+			}
 			return nil
 		}
 		room := c.room
@@ -82,6 +108,7 @@ func (c *core) run(ctx context.Context) {
 		select {
 		case <-c.notify:
 		case <-timer.C:
+			c.takeHeld()
 			c.inbox.Tick(time.Now())
 			if c.inbox.Unwritten() {
 				c.inbox.Flush()
@@ -94,8 +121,10 @@ func (c *core) run(ctx context.Context) {
 	}
 }
 
-// flushTime is how long a write that no effect depends on may wait.
-const flushTime = time.Second
+const (
+	flushTime  = time.Second // how long a write that no effect depends on may wait
+	auditAgain = time.Second // how often an audit log is tried that cannot be written
+)
 
 func (c *core) untilTick() time.Duration {
 	wait := time.Hour
@@ -104,6 +133,9 @@ func (c *core) untilTick() time.Duration {
 	}
 	if c.inbox.Unwritten() {
 		wait = min(wait, flushTime)
+	}
+	if len(c.held) > 0 {
+		wait = min(wait, auditAgain)
 	}
 	return wait
 }
@@ -123,16 +155,21 @@ func (c *core) process(ctx context.Context) {
 		if len(mail) == 0 && ready.Empty() {
 			return
 		}
+		if c.dead {
+			continue // the next agent begins with what the journal has
+		}
 		if !c.persist(ctx, ready.Writes) {
-			return
+			c.dead = true
+			continue
 		}
 		c.carryOut(ready)
 		c.offerRoom()
 	}
 }
 
-// persist makes the writes durable, however long that takes. While it fails,
-// nothing is acknowledged and nothing runs; the broker keeps the commands.
+// persist makes the writes durable, however long that takes; only a stopping
+// agent gives up. While it fails, nothing is acknowledged and nothing runs; the
+// broker keeps the commands.
 func (c *core) persist(ctx context.Context, writes []delivery.Write) bool {
 	if len(writes) == 0 {
 		return true
@@ -147,6 +184,8 @@ func (c *core) persist(ctx context.Context, writes []delivery.Write) bool {
 		c.a.log.Error("journal cannot be written; nothing is accepted until it can", "err", err, "attempt", attempt)
 		select {
 		case <-time.After(delivery.DefaultBackoff(min(attempt, 4))):
+		case <-c.giveUp:
+			return false
 		case <-ctx.Done():
 			return false
 		}
@@ -178,9 +217,11 @@ func (c *core) carryOut(r delivery.Ready) {
 }
 
 func (c *core) offerRoom() {
+	c.queued.Store(int64(c.inbox.Len()))
+	c.active.Store(int64(len(c.runs)))
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.space = c.inbox.Room() - len(c.mail)
+	c.space = c.inbox.Room() - len(c.mail) - len(c.held)
 	if c.space > 0 {
 		close(c.room)
 		c.room = make(chan struct{})
@@ -194,27 +235,56 @@ func (c *core) token(ack func() error) uint64 {
 	return c.nextAck
 }
 
+// listen says that the queue is read from its beginning, after the withdrawals.
+func (c *core) listen() {
+	c.post(func() { c.deaf = false })
+}
+
+// take carries out an intake, or holds it behind those that are held.
+func (c *core) take(in intake) {
+	if len(c.held) == 0 && in.do() {
+		return
+	}
+	again := slices.IndexFunc(c.held, func(h intake) bool { return in.id != "" && h.id == in.id })
+	if again >= 0 {
+		c.held[again] = in // on a new connection: the old one takes no acknowledgement
+		return
+	}
+	c.held = append(c.held, in)
+}
+
+// takeHeld tries again what waits for the audit log.
+func (c *core) takeHeld() {
+	for len(c.held) > 0 && c.held[0].do() {
+		c.held = c.held[1:]
+	}
+}
+
 // deliver takes in a verified command. refusal is not nil when its signature
 // is genuine but it must not run.
 func (c *core) deliver(cmd muster.Command, caller aaa.Caller, refusal *muster.Error, ack func() error) {
-	c.post(func() {
-		d := delivery.Delivery{Command: cmd, Caller: caller.Name, Idempotent: cmd.Idempotent, Token: c.token(ack)}
-		if c.inbox.Known(cmd.ID) {
-			c.inbox.Deliver(time.Now(), d)
-			return
+	in := intake{cmd.ID, func() bool {
+		d := delivery.Delivery{Command: cmd, Caller: caller.Name, Idempotent: cmd.Idempotent}
+		if c.deaf {
+			return true // it stays with the broker
 		}
-		c.judge(&d, caller, refusal)
+		if !c.inbox.Known(cmd.ID) && !c.judge(&d, caller, refusal) {
+			return false
+		}
+		d.Token = c.token(ack)
 		c.inbox.Deliver(time.Now(), d)
-	})
+		return true
+	}}
+	c.post(func() { c.take(in) })
 }
 
-// judge asks the policy and the method's schema, and writes the audit line.
-func (c *core) judge(d *delivery.Delivery, caller aaa.Caller, refusal *muster.Error) {
-	o := &c.a.o
+// judge asks the policy and the method's schema, and writes the audit line. It
+// returns false when that cannot be written.
+func (c *core) judge(d *delivery.Delivery, caller aaa.Caller, refusal *muster.Error) bool {
 	verdict := aaa.Denied
 	decision := aaa.Decision{}
 	if refusal == nil {
-		decision = o.Policy().Decide(caller, d.Command)
+		decision = c.a.o.Policy().Decide(caller, d.Command)
 		d.Rule = decision.Rule
 		refusal = muster.AsError(muster.Denied, decision.Err())
 	}
@@ -222,16 +292,43 @@ func (c *core) judge(d *delivery.Delivery, caller aaa.Caller, refusal *muster.Er
 		verdict = aaa.Allowed
 		refusal = c.check(d)
 	}
-	rec := aaa.Record{
-		Time: time.Now(), Node: o.Node, Fleet: o.Fleet, ID: d.Command.ID,
-		Caller: caller.Name, CallerKey: caller.PublicKey, Method: d.Command.Method, Input: d.Command.Input,
-		Verdict: verdict, Rule: decision.Rule, IssuedAt: d.Command.IssuedAt, Deadline: d.Command.Deadline,
-	}
+	rec := c.a.decided(d.Command, caller, verdict)
+	rec.Rule = decision.Rule
 	if refusal != nil {
 		rec.Reason = refusal.Message
 	}
-	c.a.audit.write(rec)
 	d.Refusal = refusal
+	return c.a.audit.write(rec)
+}
+
+// decided begins the record of a decision.
+func (a *Agent) decided(cmd muster.Command, caller aaa.Caller, v aaa.Verdict) aaa.Record {
+	return aaa.Record{
+		Time: time.Now(), Node: a.o.Node, Fleet: a.o.Fleet, ID: cmd.ID,
+		Caller: caller.Name, CallerKey: caller.PublicKey, Method: cmd.Method, Input: cmd.Input,
+		Verdict: v, IssuedAt: cmd.IssuedAt, Deadline: cmd.Deadline,
+	}
+}
+
+// record writes a decision from which nothing follows in the inbox, and
+// returns when it is written.
+func (c *core) record(ctx context.Context, rec aaa.Record) error {
+	done := make(chan struct{})
+	c.post(func() {
+		c.take(intake{do: func() bool {
+			if !c.a.audit.write(rec) {
+				return false
+			}
+			close(done)
+			return true
+		}})
+	})
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 }
 
 // check looks the method up and validates the input.
@@ -260,20 +357,37 @@ func (c *core) withdraw(cmd muster.Command, caller aaa.Caller) error {
 	if life := in.Until.Sub(cmd.IssuedAt); life > muster.MaxLifetime {
 		return muster.Errorf(muster.Invalid, "withdrawal: its end is %s away; at most %s is allowed", life, muster.MaxLifetime)
 	}
+	reason := "cancelled by " + caller.Name
+	if in.Reason != "" {
+		reason += ": " + in.Reason
+	}
 	c.post(func() {
-		decision := c.a.o.Policy().Decide(caller, cmd)
-		c.a.audit.write(aaa.Record{
-			Time: time.Now(), Node: c.a.o.Node, Fleet: c.a.o.Fleet, ID: cmd.ID, Caller: caller.Name, CallerKey: caller.PublicKey,
-			Method: cmd.Method, Input: cmd.Input, Verdict: aaa.Allowed, Rule: decision.Rule,
-			Reason: ownOrAny(decision.Allowed), IssuedAt: cmd.IssuedAt, Deadline: cmd.Deadline,
-		})
-		reason := "cancelled by " + caller.Name
-		if in.Reason != "" {
-			reason += ": " + in.Reason
-		}
-		c.inbox.Cancel(time.Now(), delivery.Cancel{ID: in.ID, Caller: caller.Name, Any: decision.Allowed, Reason: reason, Until: in.Until})
+		c.take(intake{cmd.ID, func() bool {
+			decision := c.a.o.Policy().Decide(caller, cmd)
+			rec := c.a.decided(cmd, caller, aaa.Allowed)
+			rec.Rule, rec.Reason = decision.Rule, ownOrAny(decision.Allowed)
+			if !c.a.audit.write(rec) {
+				return false
+			}
+			taken := c.inbox.Cancel(time.Now(), delivery.Cancel{ID: in.ID, Caller: caller.Name, Any: decision.Allowed, Reason: reason, Until: in.Until})
+			if !taken {
+				c.miss(cmd.ID)
+			}
+			return true
+		}})
 	})
 	return nil
+}
+
+// miss notes that a withdrawal was not taken in. Commands that follow may be
+// the ones that it withdraws: they stay with the broker until it was read again.
+func (c *core) miss(id muster.CommandID) {
+	c.a.log.Warn("no room for a withdrawal; commands wait until earlier ones expire", "withdrawal", id)
+	c.a.withdrawn.forget(id)
+	c.deaf = true
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.missed = true
 }
 
 func ownOrAny(any bool) string {
@@ -321,8 +435,11 @@ func idempotent(m method.Method, cmd muster.Command) bool {
 }
 
 // endRuns ends everything that runs, and returns when the outcomes are in the
-// mailbox.
+// mailbox. A journal that cannot be written does not hold up the end: what it
+// does not have, the next agent finds interrupted.
 func (c *core) endRuns() {
+	patience := time.AfterFunc(goodbyeTime, func() { close(c.giveUp) })
+	defer patience.Stop()
 	done := make(chan struct{})
 	c.post(func() {
 		c.inbox.Stop()
@@ -340,13 +457,8 @@ func (c *core) endRuns() {
 	<-flushed
 }
 
-// load returns the number of commands that are not final, and that run.
+// load returns the number of commands that are not final, and that run. It does
+// not wait for a journal that cannot be written.
 func (c *core) load() (queued, running int) {
-	done := make(chan struct{})
-	c.post(func() {
-		queued, running = c.inbox.Len(), len(c.runs)
-		close(done)
-	})
-	<-done
-	return queued, running
+	return int(c.queued.Load()), int(c.active.Load())
 }

@@ -67,6 +67,7 @@ func (a *Agent) session(ctx context.Context) error {
 	wg.Go(func() { a.report(ctx, conn, pipeline) })
 	wg.Go(func() { a.heartbeat(ctx, conn) })
 	wg.Go(func() { a.events.send(ctx, conn) })
+	wg.Go(func() { a.tellAudit(ctx, conn, pipeline) })
 	a.reporter.set(pipeline)
 	a.o.Online(true)
 	a.log.Info("session with the broker begins")
@@ -175,6 +176,12 @@ func (a *Agent) heartbeat(ctx context.Context, conn *bus.Conn) {
 		}
 		select {
 		case <-beat.C:
+			if !a.problems.changed() {
+				continue
+			}
+			if err := a.hello(ctx, conn); err != nil {
+				a.log.Debug("hello was not sent", "err", err)
+			}
 		case <-again.C:
 			if err := a.hello(ctx, conn); err != nil {
 				a.log.Debug("hello was not sent", "err", err)
@@ -203,6 +210,7 @@ func (a *Agent) receive(ctx context.Context, conn *bus.Conn) error {
 	}
 	defer stop()
 	for attempt := 0; ; attempt++ {
+		a.core.listen()
 		// What was withdrawn while the node was away must be known before the
 		// first command is.
 		switch last, err := conn.Last(ctx, bus.StreamControl, conn.Subjects().Control(a.o.Mailbox, a.o.Node)); {
@@ -263,8 +271,11 @@ func (a *Agent) setAside(ctx context.Context, conn *bus.Conn, m bus.Message, cal
 	if caller.Name != "" {
 		verdict = aaa.Denied
 	}
-	rec := aaa.Record{Time: time.Now(), Node: a.o.Node, Fleet: a.o.Fleet, Caller: caller.Name, CallerKey: caller.PublicKey, Verdict: verdict, Reason: cause.Error()}
-	a.core.post(func() { a.audit.write(rec) })
+	rec := a.decided(muster.Command{}, caller, verdict)
+	rec.Reason = cause.Error()
+	if err := a.core.record(ctx, rec); err != nil {
+		return err
+	}
 	err := conn.Put(ctx, bus.Outgoing{
 		Subject: conn.Subjects().Dead(a.o.Mailbox, a.o.Node), Data: m.Data,
 		Header: map[string]string{bus.HeaderReason: headerText(cause.Error()), bus.HeaderSubject: m.Subject},

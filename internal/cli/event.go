@@ -7,6 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/musterfleet/muster"
 	"github.com/musterfleet/muster/client"
 )
 
@@ -14,8 +15,12 @@ func (p *program) eventCommand() *cobra.Command {
 	cmd := group(&cobra.Command{
 		Use:   "event",
 		Short: "See what happened on nodes",
-		Long:  `An event is something that happened on a node, besides the states of commands.`,
+		Long: `An event is something that happened on a node, besides the states of commands.
+
+Each decision of a node is an event of the type audit, with the line of its audit
+log. These are many, and only shown with --type audit.`,
 		Example: `  muster event ls --since 1h
+  muster event ls --type audit -o jsonl
   muster event follow`,
 	})
 	cmd.AddCommand(p.eventList(), p.eventFollow())
@@ -24,6 +29,7 @@ func (p *program) eventCommand() *cobra.Command {
 
 func (p *program) eventList() *cobra.Command {
 	since := durationFlag(24 * time.Hour)
+	var kind string
 	cmd := &cobra.Command{
 		Use:     "ls",
 		Aliases: []string{"list"},
@@ -35,7 +41,7 @@ func (p *program) eventList() *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return p.ask(cmd.Context(), func(ctx context.Context, c SDK) error {
 				var all []client.Event
-				err := c.Events(ctx, p.since(since), false, func(e client.Event) error {
+				err := events(ctx, c, client.EventQuery{Type: kind, Since: p.since(since)}, func(e client.Event) error {
 					all = append(all, e)
 					return nil
 				})
@@ -57,11 +63,24 @@ func (p *program) eventList() *cobra.Command {
 		},
 	}
 	cmd.Flags().Var(&since, "since", "only of the last time; 0 is all that is kept")
+	cmd.Flags().StringVar(&kind, "type", "", "only of this type")
 	return cmd
+}
+
+// events leaves out decisions unless they are asked for: they would hide the
+// rest.
+func events(ctx context.Context, c SDK, q client.EventQuery, handle func(client.Event) error) error {
+	return c.Events(ctx, q, func(e client.Event) error {
+		if q.Type == "" && e.Type == muster.EventAudit {
+			return nil
+		}
+		return handle(e)
+	})
 }
 
 func (p *program) eventFollow() *cobra.Command {
 	var since durationFlag
+	var kind string
 	cmd := &cobra.Command{
 		Use:   "follow",
 		Short: "Print events when they happen",
@@ -76,7 +95,7 @@ line of JSON.`,
 				if since > 0 {
 					from = p.since(since)
 				}
-				return c.Events(ctx, from, true, func(e client.Event) error {
+				return events(ctx, c, client.EventQuery{Type: kind, Since: from, Follow: true}, func(e client.Event) error {
 					switch p.format {
 					case "json", "jsonl":
 						return p.line(e)
@@ -91,6 +110,7 @@ line of JSON.`,
 		},
 	}
 	cmd.Flags().Var(&since, "since", "begin with those of the last time")
+	cmd.Flags().StringVar(&kind, "type", "", "only of this type")
 	return cmd
 }
 

@@ -3,7 +3,6 @@ package cli
 import (
 	"context"
 	"io"
-	"time"
 
 	"github.com/musterfleet/muster"
 	"github.com/musterfleet/muster/client"
@@ -21,7 +20,7 @@ type SDK interface {
 	Command(ctx context.Context, key muster.Key) ([]client.Status, error)
 	Output(ctx context.Context, s client.Status, stream string, w io.Writer) error
 	Cancel(ctx context.Context, id muster.CommandID, nodes []muster.NodeName, reason string) error
-	Events(ctx context.Context, since time.Time, follow bool, handle func(client.Event) error) error
+	Events(ctx context.Context, q client.EventQuery, handle func(client.Event) error) error
 	DeadLetters(ctx context.Context, node muster.NodeName) ([]client.DeadLetter, error)
 	Requeue(ctx context.Context, seq uint64) error
 	DropDeadLetter(ctx context.Context, seq uint64) error
