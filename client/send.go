@@ -69,6 +69,10 @@ func (c *Client) Send(ctx context.Context, r Request) (Receipt, error) {
 		receipt.Outbox = true
 		return receipt, nil
 	}
+	if kind := muster.KindOf(err); kind == muster.Full {
+		err = muster.Errorf(kind, "%w; the outbox keeps the send", err).
+			WithHint("free disk space on the broker's machine; the next send, or 'muster outbox flush', sends this one first")
+	}
 	return receipt.less(refused), err
 }
 

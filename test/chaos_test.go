@@ -9,7 +9,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -19,27 +18,36 @@ import (
 	"github.com/musterfleet/muster/test/lab"
 )
 
-// TestChaos kills senders, agents and the broker with -9 and cuts links at
-// random, while commands are sent to three nodes. Then it lets everything come
-// back and reads what the commands themselves wrote: none is lost, none ran
-// twice, none overtook another of its lane, and each is in a final state that
-// is true.
+// TestChaos kills senders, agents and the broker with -9, cuts links and fills
+// disks at random, while commands of many kinds are sent to three nodes. Then
+// it lets everything come back and reads what the commands themselves wrote:
+// none is lost, none ran more often than it may, none overtook another of its
+// lane, and each is in a final state that is true.
 //
-// SEED chooses the faults, DURATION how long they last.
+// SEED chooses the faults, DURATION how long they last (by default 60 s, and
+// 20 s with a nats-server), BROKER one of the two brokers: embedded or
+// external. Small disks need root on Linux.
 func TestChaos(t *testing.T) {
 	seed, err := strconv.ParseUint(cmp.Or(os.Getenv("SEED"), "1"), 10, 64)
 	if err != nil {
 		t.Fatalf("SEED: %v", err)
 	}
-	length, err := time.ParseDuration(cmp.Or(os.Getenv("DURATION"), "60s"))
-	if err != nil {
-		t.Fatalf("DURATION: %v", err)
+	for broker, usual := range map[string]string{"embedded": "60s", "external": "20s"} {
+		if chosen := os.Getenv("BROKER"); chosen != "" && chosen != broker {
+			continue
+		}
+		t.Run(broker, func(t *testing.T) {
+			length, err := time.ParseDuration(cmp.Or(os.Getenv("DURATION"), usual))
+			if err != nil {
+				t.Fatalf("DURATION: %v", err)
+			}
+			t.Logf("SEED=%d DURATION=%s BROKER=%s", seed, length, broker)
+			c := newCampaign(t, seed, broker == "external")
+			c.rage(length)
+			c.recover()
+			c.judge()
+		})
 	}
-	t.Logf("SEED=%d DURATION=%s", seed, length)
-	c := newCampaign(t, seed)
-	c.rage(length)
-	c.recover()
-	c.judge()
 }
 
 // buildMuster builds the program once for all tests of this run.
@@ -56,6 +64,20 @@ var buildMuster = sync.OnceValues(func() (string, error) {
 	return exe, nil
 })
 
+// buildServer builds the nats-server that this module depends on.
+var buildServer = sync.OnceValues(func() (string, error) {
+	dir, err := os.MkdirTemp("", "muster-test-")
+	if err != nil {
+		return "", err
+	}
+	exe := filepath.Join(dir, "nats-server")
+	out, err := exec.Command("go", "build", "-o", exe, "github.com/nats-io/nats-server/v2").CombinedOutput()
+	if err != nil {
+		return "", fmt.Errorf("go build: %w\n%s", err, out)
+	}
+	return exe, nil
+})
+
 // A campaign is one run of faults.
 type campaign struct {
 	t       *testing.T
@@ -63,20 +85,11 @@ type campaign struct {
 	lab     *lab.Lab
 	client  *client.Client
 	senders []*sender
+	disks   map[muster.NodeName]*lab.Disk // small ones; that of the broker under the empty name
+	faults  map[string]int
 }
 
-// A sender sends one command after the other to all nodes with one method,
-// which leaves a line behind on each node for each run.
-type sender struct {
-	c      *campaign
-	number int
-	method string
-	rand   *rand.Rand
-	ids    []muster.CommandID // accepted, in the order of sending
-	killed int
-}
-
-func newCampaign(t *testing.T, seed uint64) *campaign {
+func newCampaign(t *testing.T, seed uint64, external bool) *campaign {
 	exe, err := buildMuster()
 	if err != nil {
 		t.Fatal(err)
@@ -85,33 +98,70 @@ func newCampaign(t *testing.T, seed uint64) *campaign {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := &campaign{t: t, seed: seed, lab: l}
-	t.Cleanup(func() {
-		if err := l.Close(); err != nil {
-			t.Error(err)
+	c := &campaign{t: t, seed: seed, lab: l, disks: make(map[muster.NodeName]*lab.Disk), faults: make(map[string]int)}
+	t.Cleanup(c.close)
+	c.smallDisk("", l.Store(), 8<<30)
+	if external {
+		server, err := buildServer()
+		if err != nil {
+			t.Fatal(err)
 		}
-		if t.Failed() {
-			c.showLogs()
+		if err := l.UseServer(server); err != nil {
+			t.Fatal(err)
 		}
-	})
+	}
 	if err := l.Broker.Start(); err != nil {
 		t.Fatal(err)
 	}
 	c.client = c.connect()
 	for _, name := range []muster.NodeName{"node1", "node2", "ship.node3"} {
+		c.smallDisk(name, filepath.Join(l.Dir, "nodes", string(name)), 256<<20)
 		if _, err := l.AddNode(t.Context(), name); err != nil {
 			t.Fatal(err)
 		}
 	}
 	c.waitOnline()
-	for i, m := range []string{"file.append", "shell.run"} {
-		c.senders = append(c.senders, &sender{c: c, number: i, method: m, rand: rand.New(rand.NewPCG(seed, uint64(i)))})
+	for i := range kinds {
+		c.senders = append(c.senders, &sender{c: c, number: i, kind: &kinds[i], rand: rand.New(rand.NewPCG(seed, uint64(i)))})
 	}
 	return c
 }
 
+// smallDisk puts a folder on a disk of its own, where that is possible.
+func (c *campaign) smallDisk(name muster.NodeName, dir string, size int64) {
+	if os.Geteuid() != 0 {
+		c.t.Logf("%s: no full disks: mounting needs root", dir)
+		return
+	}
+	d, err := lab.NewDisk(dir, size)
+	if err != nil {
+		c.t.Logf("%s: no full disks: %v", dir, err)
+		return
+	}
+	c.disks[name] = d
+}
+
+// close ends all processes before the disks that they use.
+func (c *campaign) close() {
+	if err := c.lab.Close(); err != nil {
+		c.t.Error(err)
+	}
+	if c.t.Failed() {
+		c.showLogs()
+	}
+	for _, d := range c.disks {
+		if err := d.Close(); err != nil {
+			c.t.Error(err)
+		}
+	}
+}
+
 func (c *campaign) showLogs() {
-	for _, p := range append([]*lab.Process{c.lab.Broker}, c.lab.Nodes[0].Process, c.lab.Nodes[1].Process, c.lab.Nodes[2].Process) {
+	all := []*lab.Process{c.lab.Broker}
+	for _, n := range c.lab.Nodes {
+		all = append(all, n.Process)
+	}
+	for _, p := range all {
 		data, _ := os.ReadFile(p.Log()) // shown as far as it is there
 		c.t.Logf("%s:\n%s", p.Log(), data[max(0, len(data)-3000):])
 	}
@@ -148,6 +198,9 @@ func (c *campaign) waitOnline() {
 	ctx, cancel := context.WithTimeout(c.t.Context(), 2*time.Minute)
 	defer cancel()
 	for ctx.Err() == nil {
+		if err := c.supervise(); err != nil {
+			c.t.Fatal(err)
+		}
 		nodes, err := c.client.Nodes(ctx)
 		online := 0
 		for _, n := range nodes {
@@ -182,97 +235,74 @@ func (c *campaign) breakThings(ctx context.Context) {
 		n := c.lab.Nodes[r.IntN(len(c.lab.Nodes))]
 		wait := time.Duration(r.IntN(1500)) * time.Millisecond
 		var err error
-		switch r.IntN(5) {
+		switch fault := r.IntN(8); fault {
 		case 0:
+			c.faults["broker killed"]++
 			err = c.lab.Broker.Kill()
 			pause(ctx, wait)
-			err = cmp.Or(err, c.lab.Broker.Start())
 		case 1, 2:
+			c.faults["agent killed"]++
 			err = n.Kill()
 			pause(ctx, wait)
-			err = cmp.Or(err, n.Start())
-		case 3:
+		case 3, 4:
+			c.faults["link cut"]++
 			n.Link.Cut()
 			pause(ctx, wait)
 			n.Link.Heal()
-		case 4:
+		case 5:
+			c.faults["agent killed behind a cut link"]++
 			n.Link.Cut()
 			err = n.Kill()
 			n.Link.Heal()
-			err = cmp.Or(err, n.Start())
+		case 6:
+			err = c.fillDisk(ctx, "disk of a node full", n.Name, 2*wait)
+		case 7:
+			err = c.fillDisk(ctx, "disk of the broker full", "", 2*wait)
+			if c.lab.Service != nil { // a nats-server writes no more after that
+				err = cmp.Or(err, c.lab.Broker.Kill())
+			}
 		}
-		if err != nil {
+		if err := cmp.Or(err, c.supervise()); err != nil {
 			c.t.Errorf("fault: %v", err)
 		}
 		pause(ctx, time.Duration(r.IntN(2000))*time.Millisecond)
 	}
 }
 
-// run sends until ctx ends. A sender that is killed is asked to send the same
-// again under the same id, as a person or a script would.
-func (s *sender) run(ctx context.Context) {
-	for n := 0; ctx.Err() == nil; n++ {
-		id := muster.CommandID(fmt.Sprintf("s%d-%06d", s.number, n))
-		for !s.send(id) {
-			s.killed++
-		}
-		s.ids = append(s.ids, id)
+// fillDisk leaves a disk without room for a while.
+func (c *campaign) fillDisk(ctx context.Context, what string, of muster.NodeName, wait time.Duration) error {
+	d := c.disks[of]
+	if d == nil {
+		return nil
 	}
+	c.faults[what]++
+	err := d.Fill()
+	pause(ctx, wait)
+	return cmp.Or(err, d.Free())
 }
 
-// send runs 'muster send', sometimes kills it, and reports whether it said
-// that the command is accepted.
-func (s *sender) send(id muster.CommandID) bool {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-	defer cancel()
-	args := []string{"send", "-y", "-t", s.selector(id), "--id", string(id), "-o", "json", s.method}
-	if s.method == "shell.run" {
-		args = append(args, "--", "sh", "-c", `echo "$MUSTER_COMMAND" >>`+s.evidence(`"$MUSTER_NODE"`))
-	} else {
-		args = append(args, "path="+s.evidence(s.selector(id)), "content="+string(id)+"\n")
+// supervise starts what does not run, as a machine does with its services.
+func (c *campaign) supervise() error {
+	all := []*lab.Process{c.lab.Broker}
+	if c.lab.Service != nil {
+		all = append(all, c.lab.Service)
 	}
-	cmd := s.c.lab.Muster(ctx, args...)
-	var out strings.Builder
-	cmd.Stdout, cmd.Stderr = &out, &out
-	if err := cmd.Start(); err != nil {
-		s.c.t.Errorf("muster send: %v", err)
-		return true
+	for _, n := range c.lab.Nodes {
+		all = append(all, n.Process)
 	}
-	if s.rand.IntN(8) == 0 {
-		pause(ctx, time.Duration(s.rand.IntN(120))*time.Millisecond)
-		_ = cmd.Process.Kill() // it may have ended this moment
+	var err error
+	for _, p := range all {
+		err = cmp.Or(err, p.Start())
 	}
-	err := cmd.Wait()
-	if err != nil && cmd.ProcessState.ExitCode() >= 0 {
-		s.c.t.Logf("send %s: %v: %s", id, err, out.String())
-	}
-	return err == nil
-}
-
-// selector chooses all nodes for a shell, which finds its own file on each, and
-// one after the other for a method that is told the file.
-func (s *sender) selector(id muster.CommandID) string {
-	if s.method == "shell.run" {
-		return "node1 or node2 or ship.node3"
-	}
-	n, _ := strconv.Atoi(string(id[len(id)-6:])) // made by run
-	return string(s.c.lab.Nodes[n%len(s.c.lab.Nodes)].Name)
-}
-
-// evidence is the file that a sender's commands write to on a node.
-func (s *sender) evidence(node string) string {
-	return filepath.Join(s.c.lab.Dir, fmt.Sprintf("evidence-%d-", s.number)) + node
+	return err
 }
 
 // recover mends everything and waits until every command is in a final state.
 func (c *campaign) recover() {
 	for _, n := range c.lab.Nodes {
 		n.Link.Heal()
-		if err := n.Start(); err != nil {
-			c.t.Fatal(err)
-		}
 	}
-	if err := c.lab.Broker.Start(); err != nil {
+	if err := c.supervise(); err != nil {
 		c.t.Fatal(err)
 	}
 	c.client.Close()
@@ -313,53 +343,18 @@ func (c *campaign) judge() {
 		states[s.Key] = s
 		counts[s.State]++
 	}
-	killed, lines := 0, 0
+	killed := 0
 	for _, s := range c.senders {
 		killed += s.killed
+		of := make(map[muster.State]int)
+		lines := 0
 		for _, n := range c.lab.Nodes {
-			lines += s.judge(n.Name, states)
+			lines += s.judge(n.Name, states, of)
 		}
+		c.t.Logf("%-11s %5d lines of evidence, %v", s.kind.name, lines, of)
 	}
-	c.t.Logf("%d commands, %d lines of evidence, states %v, %d senders killed or failed", len(all), lines, counts, killed)
+	c.t.Logf("%d commands, states %v, %d senders killed or failed, faults %v", len(all), counts, killed, c.faults)
 	if counts[muster.Done] == 0 {
 		c.t.Error("nothing was done: the campaign shows nothing")
 	}
-}
-
-// judge looks at one sender's commands on one node and returns how many ran.
-func (s *sender) judge(node muster.NodeName, states map[muster.Key]client.Status) int {
-	data, err := os.ReadFile(s.evidence(string(node)))
-	if err != nil {
-		s.c.t.Error(err)
-	}
-	ran := make(map[muster.CommandID]int)
-	last := muster.CommandID("")
-	lines := strings.Fields(string(data))
-	for _, line := range lines {
-		id := muster.CommandID(line)
-		ran[id]++
-		if ran[id] > 1 {
-			s.c.t.Errorf("%s ran %d times on %s", id, ran[id], node)
-		}
-		if id < last {
-			s.c.t.Errorf("%s ran after %s on %s: an inversion", id, last, node)
-		}
-		last = id
-	}
-	for _, id := range s.ids {
-		if s.method != "shell.run" && s.selector(id) != string(node) {
-			continue
-		}
-		st, known := states[muster.Key{ID: id, Node: node}]
-		switch {
-		case !known:
-			s.c.t.Errorf("%s to %s was accepted and is not known: lost", id, node)
-		case st.State == muster.Done && ran[id] != 1:
-			s.c.t.Errorf("%s on %s is done, but ran %d times", id, node, ran[id])
-		case st.State == muster.Unknown || st.State == muster.Done:
-		default:
-			s.c.t.Errorf("%s on %s is %s (%s); nothing here fails, expires or is refused", id, node, st.State, st.Reason)
-		}
-	}
-	return len(lines)
 }

@@ -6,12 +6,16 @@
 package broker
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"fmt"
 	"log/slog"
 	"net"
 	"os"
+	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/jwt/v2"
@@ -36,6 +40,7 @@ type Options struct {
 	MaxStore int64  // bytes on disk; 0 for what the disk has
 	Auth     *Auth  // nil admits everyone: only for a broker that does not listen
 	TLS      *tls.Config
+	Reserve  int64 // bytes of the disk that are left free: with less, nothing is stored; default 64 MiB
 	// Unsynced leaves syncing to the operating system. What was accepted then
 	// survives the end of the process, not that of the machine.
 	Unsynced bool
@@ -47,8 +52,16 @@ const DefaultPort = 4222
 
 // A Broker is a running server.
 type Broker struct {
-	server   *server.Server
+	o        Options
+	log      *slog.Logger
 	resolver *server.MemAccResolver
+	broken   atomic.Bool // the server failed to write
+	quit     chan struct{}
+	watching sync.WaitGroup
+
+	mu     sync.Mutex // guards the fields below
+	server *server.Server
+	full   bool // the disk has no room; told to the server as a limit
 }
 
 // Start runs a broker and returns when it is ready for connections.
@@ -59,24 +72,39 @@ func Start(ctx context.Context, o Options) (*Broker, error) {
 	if err := os.MkdirAll(o.StoreDir, 0o700); err != nil {
 		return nil, muster.Errorf(muster.Unavailable, "broker: make its folder: %w", err)
 	}
-	b := &Broker{resolver: &server.MemAccResolver{}}
-	opts, err := b.options(o)
-	if err != nil {
+	o.Reserve = cmp.Or(o.Reserve, 64<<20)
+	b := &Broker{o: o, log: o.Log, resolver: &server.MemAccResolver{}, quit: make(chan struct{})}
+	if b.log == nil {
+		b.log = slog.New(slog.DiscardHandler)
+	}
+	b.log = b.log.With("component", "broker")
+	if err := b.start(ctx); err != nil {
 		return nil, err
 	}
-	b.server, err = server.NewServer(opts)
-	if err != nil {
-		return nil, muster.Errorf(muster.Invalid, "broker: %w", err)
-	}
-	if o.Log != nil {
-		b.server.SetLoggerV2(&logger{o.Log.With("component", "broker")}, false, false, false)
-	}
-	b.server.Start()
-	if err := b.ready(ctx, o); err != nil {
-		b.Stop()
-		return nil, err
-	}
+	b.o.Port = cmp.Or(b.Port(), o.Port) // it keeps a free one that it found
+	b.watching.Go(b.watch)
 	return b, nil
+}
+
+// start runs a server. The caller holds the mutex, or nobody else knows of b.
+func (b *Broker) start(ctx context.Context) error {
+	opts, err := b.options(b.o)
+	if err != nil {
+		return err
+	}
+	s, err := server.NewServer(opts)
+	if err != nil {
+		return muster.Errorf(muster.Invalid, "broker: %w", err)
+	}
+	b.server = s
+	b.server.SetLoggerV2(&logger{b.log, &b.broken}, false, false, false)
+	b.server.Start()
+	if err := b.ready(ctx, b.o); err != nil {
+		b.server.Shutdown()
+		b.server.WaitForShutdown()
+		return err
+	}
+	return nil
 }
 
 // ready waits for the server in short steps, so that ctx can end the wait.
@@ -94,7 +122,7 @@ func (b *Broker) options(o Options) (*server.Options, error) {
 	opts := &server.Options{
 		ServerName: o.Name, Host: o.Host, Port: o.Port, DontListen: o.Host == "",
 		JetStream: true, StoreDir: o.StoreDir, JetStreamMaxStore: o.MaxStore, SyncAlways: !o.Unsynced,
-		NoSigs: true, NoLog: o.Log == nil, MaxPayload: 2 << 20, MaxConn: 65536,
+		NoSigs: true, MaxPayload: 2 << 20, MaxConn: 65536,
 		TLSConfig: o.TLS, TLSTimeout: 10, DisableShortFirstPing: true,
 		PingInterval: 30 * time.Second, MaxPingsOut: 2,
 	}
@@ -126,19 +154,35 @@ func (b *Broker) UpdateAccount(key, token string) error {
 	if err := b.resolver.Store(key, token); err != nil {
 		return muster.Errorf(muster.Internal, "broker: store account: %w", err)
 	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.apply(key, claims)
+}
+
+// apply puts an account's claims in force. The caller holds the mutex.
+func (b *Broker) apply(key string, claims *jwt.AccountClaims) error {
 	account, err := b.server.LookupAccount(key)
 	if err != nil {
 		return muster.Errorf(muster.Internal, "broker: look up account: %w", err)
+	}
+	if b.full && claims.Limits.DiskStorage != 0 {
+		claims.Limits.DiskStorage = 1 // byte: less than what is stored
 	}
 	b.server.UpdateAccountClaims(account, claims)
 	return nil
 }
 
 // InProcessConn makes a connection that needs no socket.
-func (b *Broker) InProcessConn() (net.Conn, error) { return b.server.InProcessConn() }
+func (b *Broker) InProcessConn() (net.Conn, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.server.InProcessConn()
+}
 
 // Port is where the broker listens, 0 when it does not.
 func (b *Broker) Port() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
 	if a, ok := b.server.Addr().(*net.TCPAddr); ok {
 		return a.Port
 	}
@@ -147,17 +191,29 @@ func (b *Broker) Port() int {
 
 // Stop ends the server and waits for it.
 func (b *Broker) Stop() {
+	close(b.quit)
+	b.watching.Wait()
 	b.server.Shutdown()
 	b.server.WaitForShutdown()
 }
 
 // logger passes the server's messages on. What it calls a notice is of use to
-// developers only.
-type logger struct{ log *slog.Logger }
+// developers only. A write that failed is known by its message alone.
+type logger struct {
+	log    *slog.Logger
+	broken *atomic.Bool
+}
 
 func (l *logger) Noticef(format string, v ...any) { l.log.Debug(fmt.Sprintf(format, v...)) }
 func (l *logger) Warnf(format string, v ...any)   { l.log.Warn(fmt.Sprintf(format, v...)) }
 func (l *logger) Fatalf(format string, v ...any)  { l.log.Error(fmt.Sprintf(format, v...)) }
-func (l *logger) Errorf(format string, v ...any)  { l.log.Error(fmt.Sprintf(format, v...)) }
 func (l *logger) Debugf(format string, v ...any)  { l.log.Debug(fmt.Sprintf(format, v...)) }
 func (l *logger) Tracef(format string, v ...any)  { l.log.Debug(fmt.Sprintf(format, v...)) }
+
+func (l *logger) Errorf(format string, v ...any) {
+	text := fmt.Sprintf(format, v...)
+	l.log.Error(text)
+	if strings.Contains(text, "write error") || strings.Contains(text, "failed to store") || strings.Contains(text, "will be DISABLED") {
+		l.broken.Store(true)
+	}
+}

@@ -200,7 +200,7 @@ func natsError(err error, doing string) error {
 
 func apiKind(e *jetstream.APIError) muster.ErrorKind {
 	switch e.ErrorCode {
-	case 10077, 10047, 10023, 10028: // a limit of stream, account or machine
+	case 10077, 10047, 10023, 10028, 10002: // a limit of stream, account or machine
 		return muster.Full
 	case jetstream.JSErrCodeMessageNotFound, jetstream.JSErrCodeStreamNotFound, jetstream.JSErrCodeConsumerNotFound:
 		return muster.NotFound

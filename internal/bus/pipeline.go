@@ -185,7 +185,7 @@ func receiptError(data []byte) error {
 	case r.Error.ErrCode == 10077 || r.Error.Code == 400 && strings.Contains(r.Error.Description, "maximum"):
 		return muster.Errorf(muster.Full, "the queue is full: %s", r.Error.Description).
 			WithHint("its node is away or slow; wait, cancel what is not needed, or raise the limit")
-	case strings.Contains(r.Error.Description, "insufficient"), strings.Contains(r.Error.Description, "no space"):
+	case r.Error.ErrCode == 10002, strings.Contains(r.Error.Description, "insufficient"), strings.Contains(r.Error.Description, "no space"):
 		return muster.Errorf(muster.Full, "the broker has no room: %s", r.Error.Description).
 			WithHint("free disk space on the broker's machine")
 	default:

@@ -29,6 +29,9 @@ type Lab struct {
 	Port   int // of the broker, on loopback
 	Broker *Process
 	Nodes  []*Node
+	// Service stands beside a broker that is a nats-server; nil for one that is
+	// muster's own.
+	Service *Process
 }
 
 // A Node is an agent with a link of its own to the broker.
@@ -55,6 +58,30 @@ func New(exe, dir string) (*Lab, error) {
 	l.Broker = l.process("broker", "broker", "--state", l.fleet())
 	return l, nil
 }
+
+// UseServer makes the broker a nats-server, and muster's part of it a process
+// of its own. Nothing may run yet.
+func (l *Lab) UseServer(exe string) error {
+	conf, err := l.Muster(context.Background(), "broker", "config", "--state", l.fleet()).Output()
+	if err != nil {
+		return fmt.Errorf("muster broker config: %w", err)
+	}
+	file := filepath.Join(l.Dir, "nats-server.conf")
+	if err := os.WriteFile(file, conf, 0o600); err != nil {
+		return err
+	}
+	creds, err := filepath.Glob(filepath.Join(l.Dir, "config", "muster", "contexts", "*", "*.creds"))
+	if err != nil || len(creds) != 1 {
+		return fmt.Errorf("credentials of the context: %q, %w", creds, err)
+	}
+	l.Broker = l.process("nats-server", "-c", file)
+	l.Broker.exe = exe
+	l.Service = l.process("service", "broker", "--state", l.fleet(), "--broker", fmt.Sprintf("nats://127.0.0.1:%d", l.Port), "--creds", creds[0])
+	return l.Service.Start()
+}
+
+// Store is the folder in which the broker keeps messages.
+func (l *Lab) Store() string { return filepath.Join(l.fleet(), "jetstream") }
 
 func (l *Lab) fleet() string { return filepath.Join(l.Dir, "fleet") }
 
@@ -128,6 +155,9 @@ func (l *Lab) Close() error {
 		errs = append(errs, n.Stop())
 		n.Link.Close()
 	}
+	if l.Service != nil {
+		errs = append(errs, l.Service.Stop())
+	}
 	return errors.Join(append(errs, l.Broker.Stop())...)
 }
 
@@ -135,6 +165,7 @@ func (l *Lab) Close() error {
 type Process struct {
 	lab   *Lab
 	name  string
+	exe   string // empty for muster
 	args  []string
 	stdin string
 
@@ -150,12 +181,17 @@ func (l *Lab) process(name string, args ...string) *Process {
 // Log is the file that collects what the process prints.
 func (p *Process) Log() string { return filepath.Join(p.lab.Dir, p.name+".log") }
 
-// Start runs the process, unless it runs.
+// Start runs the process, unless it runs. One that has ended by itself is run
+// again.
 func (p *Process) Start() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.cmd != nil {
-		return nil
+		select {
+		case <-p.done:
+		default:
+			return nil
+		}
 	}
 	log, err := os.OpenFile(p.Log(), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
@@ -163,6 +199,9 @@ func (p *Process) Start() error {
 	}
 	defer log.Close()
 	cmd := p.lab.Muster(context.Background(), p.args...)
+	if p.exe != "" {
+		cmd.Path = p.exe
+	}
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(p.stdin), log, log
 	cmd.WaitDelay = time.Second
 	if err := cmd.Start(); err != nil {

@@ -1,0 +1,83 @@
+package lab
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"syscall"
+)
+
+// A Disk is a small file system in memory, mounted on a folder, that can be
+// filled. It needs root.
+type Disk struct {
+	dir    string
+	size   int64
+	mu     sync.Mutex // guards closed
+	closed bool
+}
+
+// NewDisk mounts one. Its size is a limit, not memory that is taken.
+func NewDisk(dir string, size int64) (*Disk, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
+	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, fmt.Sprintf("mode=0700,size=%d", size)); err != nil {
+		return nil, fmt.Errorf("mount a small disk: %w", err)
+	}
+	return &Disk{dir: dir, size: size}, nil
+}
+
+func (d *Disk) ballast() string { return filepath.Join(d.dir, "ballast") }
+
+func (d *Disk) resize(size int64) error {
+	return syscall.Mount("tmpfs", d.dir, "tmpfs", syscall.MS_REMOUNT, fmt.Sprintf("size=%d", size))
+}
+
+// Fill leaves no room. The limit comes down to what is used, so that the
+// ballast need not be large.
+func (d *Disk) Fill() error {
+	var st syscall.Statfs_t
+	if err := syscall.Statfs(d.dir, &st); err != nil {
+		return err
+	}
+	used := int64(st.Blocks-st.Bfree) * st.Bsize
+	if err := d.resize(min(used+1<<20, d.size)); err != nil {
+		return err
+	}
+	f, err := os.Create(d.ballast())
+	if errors.Is(err, syscall.ENOSPC) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	for zeros := make([]byte, 4096); err == nil; {
+		_, err = f.Write(zeros)
+	}
+	if !errors.Is(err, syscall.ENOSPC) {
+		return err
+	}
+	return nil
+}
+
+// Free gives the room back.
+func (d *Disk) Free() error {
+	if err := os.Remove(d.ballast()); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return d.resize(d.size)
+}
+
+// Close unmounts the disk. What still uses it keeps it until it ends.
+func (d *Disk) Close() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.closed {
+		return nil
+	}
+	d.closed = true
+	return syscall.Unmount(d.dir, syscall.MNT_DETACH)
+}
