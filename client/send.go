@@ -156,7 +156,7 @@ func (c *Client) publish(ctx context.Context, b batch) ([]Refusal, error) {
 		conn, p, err := c.connection(ctx)
 		if err == nil {
 			if !time.Now().Before(b.Sent.Deadline) {
-				return nil, nil // its history says so: expired
+				expire(results)
 			}
 			if err = publishOnce(ctx, conn.Subjects(), p, b, results); err == nil {
 				break
@@ -176,6 +176,16 @@ func (c *Client) publish(ctx context.Context, b batch) ([]Refusal, error) {
 		return refused, results[0]
 	}
 	return refused, c.recordRefusals(ctx, b.Sent, refused)
+}
+
+// expire gives up what was not sent before its deadline. The sent record is
+// stored all the same: from it everybody sees that the commands expired.
+func expire(results []error) {
+	for i, err := range results[1:] {
+		if muster.KindOf(err) == muster.Unavailable {
+			results[1+i] = nil
+		}
+	}
 }
 
 var errNotSent = muster.Errorf(muster.Unavailable, "not sent")

@@ -1,22 +1,23 @@
 package test
 
 import (
+	"bytes"
 	"context"
-	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
 	"github.com/musterfleet/muster"
+	"github.com/musterfleet/muster/client"
 	"github.com/musterfleet/muster/test/lab"
 )
 
-// A node whose disk is full accepts nothing and loses nothing: the command
-// stays with the broker, and runs once when there is room again.
-func TestFullDisk(t *testing.T) {
+// smallFleet is a broker and one node, each with a small disk.
+func smallFleet(t *testing.T) *campaign {
+	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("mounting a small disk needs root")
 	}
@@ -28,38 +29,32 @@ func TestFullDisk(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
-		if err := l.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	disk := filepath.Join(l.Dir, "nodes", "node1")
-	if err := os.MkdirAll(disk, 0o700); err != nil {
-		t.Fatal(err)
+	c := &campaign{t: t, lab: l, disks: make(map[muster.NodeName]*lab.Disk)}
+	t.Cleanup(c.close)
+	c.smallDisk("", l.Store(), 8<<30)
+	c.smallDisk("node1", filepath.Join(l.Dir, "nodes", "node1"), 256<<20)
+	if len(c.disks) != 2 {
+		t.Skip("mounting a small disk is not allowed here")
 	}
-	if err := syscall.Mount("tmpfs", disk, "tmpfs", 0, "size=4m"); err != nil {
-		t.Skipf("mounting a small disk is not allowed here: %v", err)
-	}
-	t.Cleanup(func() {
-		if err := l.Close(); err != nil { // nothing may use it any more
-			t.Error(err)
-		}
-		if err := syscall.Unmount(disk, 0); err != nil {
-			t.Error(err)
-		}
-	})
 	if err := l.Broker.Start(); err != nil {
 		t.Fatal(err)
 	}
-	c := &campaign{t: t, lab: l}
 	c.client = c.connect()
-	n, err := l.AddNode(t.Context(), "node1")
-	if err != nil {
+	if _, err := l.AddNode(t.Context(), "node1"); err != nil {
 		t.Fatal(err)
 	}
 	c.waitOnline()
-	filler := filepath.Join(disk, "filler")
-	fill(t, filler)
+	return c
+}
+
+// A node whose disk is full accepts nothing, loses nothing and says so: the
+// command stays with the broker, and runs once when there is room again.
+func TestFullDisk(t *testing.T) {
+	c := smallFleet(t)
+	l, n := c.lab, c.lab.Nodes[0]
+	if err := c.disks["node1"].Fill(); err != nil {
+		t.Fatal(err)
+	}
 	evidence := filepath.Join(l.Dir, "evidence")
 	var last = shell(t, c.client, "echo 0 >>"+evidence, nil)
 	for _, i := range []string{"1", "2", "3", "4", "5", "6", "7", "8", "9"} {
@@ -67,14 +62,18 @@ func TestFullDisk(t *testing.T) {
 	}
 	until(t, "the agent has noticed", func() bool {
 		log, err := os.ReadFile(n.Log())
-		return err == nil && strings.Contains(string(log), "journal cannot be written")
+		return err == nil && (strings.Contains(string(log), "journal cannot be written") || strings.Contains(string(log), "audit log cannot be written"))
 	})
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	if all, err := c.client.Command(ctx, muster.Key{ID: last.ID}); err != nil || all[0].State != muster.Queued {
 		t.Errorf("with a full disk: got %+v, %v; want queued", all, err)
 	}
-	if err := os.Remove(filler); err != nil {
+	until(t, "the problem shows", func() bool {
+		nodes, err := c.client.Nodes(ctx)
+		return err == nil && len(nodes) == 1 && slices.ContainsFunc(nodes[0].Problems, func(p string) bool { return strings.Contains(p, "cannot be written") })
+	})
+	if err := c.disks["node1"].Free(); err != nil {
 		t.Fatal(err)
 	}
 	if s := final(t, c.client, last); s.State != muster.Done {
@@ -86,20 +85,48 @@ func TestFullDisk(t *testing.T) {
 	}
 }
 
-// fill writes a file until the disk is full.
-func fill(t *testing.T, path string) {
-	t.Helper()
-	f, err := os.Create(path)
-	if err != nil {
+// A broker whose disk is full says so to senders, and everybody else goes on
+// when it has room again: whether it noticed in time, or met the full disk.
+func TestFullDiskOfTheBroker(t *testing.T) {
+	c := smallFleet(t)
+	evidence := filepath.Join(c.lab.Dir, "evidence")
+	send := func(what string) (string, error) {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		out, err := c.lab.Muster(ctx, "send", "-t", "node1", "--id", what, "shell.run", "--", "sh", "-c", "echo "+what+" >>"+evidence).CombinedOutput()
+		return string(out), err
+	}
+	if out, err := send("a"); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	if err := c.disks[""].Fill(); err != nil {
 		t.Fatal(err)
 	}
-	defer f.Close()
-	if _, err := io.Copy(f, endless{}); err == nil {
-		t.Fatal("the disk takes everything")
+	broker := func(text string) func() bool {
+		return func() bool {
+			log, err := os.ReadFile(c.lab.Broker.Log())
+			return err == nil && bytes.Contains(log, []byte(text))
+		}
+	}
+	until(t, "the broker has noticed", broker("the disk has no room"))
+	out, err := send("b")
+	if err == nil || !strings.Contains(out, "the broker has no room") || !strings.Contains(out, "free disk space") {
+		t.Errorf("with a full disk: %v: %s", err, out)
+	}
+	if err := c.disks[""].Free(); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "the broker has room", broker("the disk has room again"))
+	until(t, "a send is accepted", func() bool { _, err := send("c"); return err == nil })
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	for _, id := range []muster.CommandID{"a", "b", "c"} {
+		if s := final(t, c.client, client.Receipt{ID: id}); s.State != muster.Done {
+			t.Errorf("%s is %s (%s)", id, s.State, s.Reason)
+		}
+	}
+	data, err := os.ReadFile(evidence)
+	if err != nil || string(data) != "a\nb\nc\n" || ctx.Err() != nil {
+		t.Errorf("evidence: %q, %v", data, err)
 	}
 }
-
-// endless is a reader of zeros.
-type endless struct{}
-
-func (endless) Read(p []byte) (int, error) { clear(p); return len(p), nil }

@@ -77,6 +77,32 @@ func TestBrokerAway(t *testing.T) {
 	})
 }
 
+// A send that waits in the outbox beyond its deadline is not silently gone.
+func TestExpiredInTheOutbox(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		w := newWorld(t)
+		p := &probe{name: "test.probe"}
+		w.node("n1", p)
+		time.Sleep(time.Second)
+		w.stopBroker()
+		r := w.send("test.probe", "x", func(r *client.Request) { r.Deadline = time.Now().Add(time.Hour) }, "n1")
+		if !r.Outbox {
+			t.Error("it is not in the outbox")
+		}
+		time.Sleep(2 * time.Hour)
+		w.startBroker()
+		time.Sleep(time.Minute)
+		if n, err := w.client.FlushOutbox(t.Context()); n != 1 || err != nil {
+			t.Errorf("flush: got %d, %v", n, err)
+		}
+		time.Sleep(time.Minute)
+		w.expect(r, "n1", muster.Expired)
+		if len(p.runs()) != 0 {
+			t.Error("it ran after its deadline")
+		}
+	})
+}
+
 func TestDeadlines(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		w := newWorld(t)
