@@ -4,6 +4,7 @@ GO       ?= go
 FUZZTIME ?= 10s
 SEED     ?= 1
 DURATION ?= 60s
+BROKER   ?= embedded
 PACKAGES  = . ./client/... ./cmd/... ./internal/...
 UPDATE    = $$(grep -rl --include='*_test.go' 'flag.Bool("update"' . | xargs -n1 dirname | sort -u)
 
@@ -49,8 +50,8 @@ fuzz: ## each target for FUZZTIME
 			$(GO) test ./$$(dirname $$file) -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 20x -parallel 1 || exit 1; \
 		done; done
 
-chaos: build ## faults chosen by SEED for DURATION
-	SEED=$(SEED) DURATION=$(DURATION) $(GO) test -count=1 -v -timeout 0 -run Chaos ./test/...
+chaos: build ## faults chosen by SEED for DURATION, with BROKER=embedded or external
+	SEED=$(SEED) DURATION=$(DURATION) BROKER=$(BROKER) $(GO) test -count=1 -v -timeout 0 -run Chaos ./test/...
 
 bench: build ## figures against bare JetStream, kept in bench/RESULTS.md
 	$(GO) run ./bench bin/muster >bench/RESULTS.new

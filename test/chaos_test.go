@@ -32,7 +32,11 @@ func TestChaos(t *testing.T) {
 	if err != nil {
 		t.Fatalf("SEED: %v", err)
 	}
-	for broker, usual := range map[string]string{"embedded": "60s", "external": "20s"} {
+	brokers := map[string]string{"embedded": "60s", "external": "20s"}
+	if chosen := os.Getenv("BROKER"); chosen != "" && brokers[chosen] == "" {
+		t.Fatalf("BROKER is %q; expected embedded or external", chosen)
+	}
+	for broker, usual := range brokers {
 		if chosen := os.Getenv("BROKER"); chosen != "" && chosen != broker {
 			continue
 		}

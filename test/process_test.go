@@ -216,9 +216,24 @@ func TestLargeOutput(t *testing.T) {
 	}
 }
 
-// A journal that is damaged while the agent is away is set aside and reported;
-// what was issued before and must not run twice becomes unknown.
-func TestDamagedJournal(t *testing.T) {
+// A journal that is damaged while the agent is away is set aside, and one that
+// is gone is noticed; both are reported, and what was issued before and must not
+// run twice becomes unknown.
+func TestLostJournal(t *testing.T) {
+	t.Run("journal-unreadable", func(t *testing.T) {
+		n := lostJournal(t, "journal-unreadable", func(path string) error {
+			return os.WriteFile(path, bytes.Repeat([]byte("not a journal "), 5000), 0o600)
+		})
+		aside, err := filepath.Glob(filepath.Join(n.Dir, "journal.db.unreadable-*"))
+		if err != nil || len(aside) != 1 {
+			t.Errorf("the damaged file is not set aside: %v, %v", aside, err)
+		}
+	})
+	t.Run("journal-missing", func(t *testing.T) { lostJournal(t, "journal-missing", os.Remove) })
+}
+
+func lostJournal(t *testing.T, event string, lose func(path string) error) *lab.Node {
+	t.Helper()
 	_, n, c := realFleet(t)
 	if s := final(t, c, shell(t, c, "true", nil)); s.State != muster.Done {
 		t.Fatalf("got %s", s.State)
@@ -227,7 +242,7 @@ func TestDamagedJournal(t *testing.T) {
 		t.Fatal(err)
 	}
 	before := shell(t, c, "true", nil)
-	if err := os.WriteFile(filepath.Join(n.Dir, "journal.db"), bytes.Repeat([]byte("not a journal "), 5000), 0o600); err != nil {
+	if err := lose(filepath.Join(n.Dir, "journal.db")); err != nil {
 		t.Fatal(err)
 	}
 	if err := n.Start(); err != nil {
@@ -239,15 +254,16 @@ func TestDamagedJournal(t *testing.T) {
 	if s := final(t, c, shell(t, c, "true", nil)); s.State != muster.Done {
 		t.Errorf("issued after the loss: got %s (%s), want done", s.State, s.Reason)
 	}
-	aside, err := filepath.Glob(filepath.Join(n.Dir, "journal.db.unreadable-*"))
-	if err != nil || len(aside) != 1 {
-		t.Errorf("the damaged file is not set aside: %v, %v", aside, err)
-	}
 	var events []client.Event
-	if err := c.Events(t.Context(), client.EventQuery{Type: "journal-unreadable"}, func(e client.Event) error { events = append(events, e); return nil }); err != nil {
+	if err := c.Events(t.Context(), client.EventQuery{Type: event}, func(e client.Event) error { events = append(events, e); return nil }); err != nil {
 		t.Fatal(err)
 	}
-	if len(events) != 1 || events[0].Type != "journal-unreadable" {
+	if len(events) != 1 || events[0].Type != event {
 		t.Errorf("events: %+v", events)
 	}
+	nodes, err := c.Nodes(t.Context())
+	if err != nil || len(nodes) != 1 || len(nodes[0].Problems) == 0 {
+		t.Errorf("the node shows no problem: %+v, %v", nodes, err)
+	}
+	return n
 }

@@ -177,14 +177,23 @@ func (a *Agent) open(ctx context.Context) (delivery.State, error) {
 		return state, err
 	}
 	a.uploads = newUploads(a)
-	if j.SetAside != "" {
-		a.log.Error("journal was unreadable and is set aside", "file", j.SetAside, "err", j.Cause)
-		a.events.add("journal-unreadable", "the journal was unreadable and was set aside; commands issued before now that must not run twice are reported as unknown",
-			map[string]string{"file": j.SetAside, "cause": j.Cause.Error()})
-		a.problems.add("its journal was unreadable at " + time.Now().UTC().Format(time.RFC3339) + " and is set aside as " + j.SetAside)
+	if j.Cause != nil {
+		a.journalLost(j)
 	}
 	a.endOrphans(ctx, state)
 	return state, nil
+}
+
+// journalLost says that an earlier journal was unreadable, or gone.
+func (a *Agent) journalLost(j *journal.Journal) {
+	kind, what := "journal-missing", "its journal was missing"
+	if j.SetAside != "" {
+		kind, what = "journal-unreadable", "its journal was unreadable and is set aside as "+j.SetAside
+	}
+	a.log.Error("the journal was lost", "file", j.SetAside, "err", j.Cause)
+	a.events.add(kind, what+"; commands issued before now that must not run twice are reported as unknown",
+		map[string]string{"file": j.SetAside, "cause": j.Cause.Error()})
+	a.problems.add(what + " when it was started at " + a.started.UTC().Format(time.RFC3339))
 }
 
 func (a *Agent) setSubjects(s bus.Subjects) { a.known.Store(&s) }

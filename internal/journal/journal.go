@@ -2,8 +2,9 @@
 // from their acceptance to their last report, ids of what is over, and
 // withdrawals of what has not come yet. Each Apply is one durable transaction.
 //
-// A file that cannot be read is set aside under another name, never deleted,
-// and the new journal remembers when: what was issued before that moment may
+// A file that cannot be read is set aside under another name, never deleted.
+// After that, and when the file is not there any more, a new journal remembers
+// when: what was issued before that moment may
 // have run already.
 package journal
 
@@ -44,10 +45,10 @@ const version = "1"
 // A Journal is an open file. It is safe for concurrent use.
 type Journal struct {
 	db *bbolt.DB
-	// SetAside is where an unreadable predecessor is now, empty if there was
-	// none. Cause says what was wrong with it.
-	SetAside string
+	// Cause says why an earlier journal was lost, nil if none was: it was
+	// unreadable, and is now at SetAside, or it was not there any more.
 	Cause    error
+	SetAside string
 }
 
 // Open reads the journal at path, or makes one. An unreadable file is set
@@ -57,9 +58,12 @@ func Open(path string, now time.Time) (*Journal, delivery.State, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return nil, delivery.State{}, muster.Errorf(muster.Unavailable, "journal: make its folder: %w", err)
 	}
-	j, state, err := load(path)
-	if muster.KindOf(err) != muster.Corrupt {
-		return j, state, err
+	j, state, err := find(path)
+	switch {
+	case err == nil:
+		return j, state, j.mark(path, now)
+	case muster.KindOf(err) != muster.Corrupt:
+		return nil, state, err
 	}
 	cause := err
 	aside, err := replace(path, now)
@@ -70,7 +74,32 @@ func Open(path string, now time.Time) (*Journal, delivery.State, error) {
 		return nil, delivery.State{}, err
 	}
 	j.SetAside, j.Cause = aside, cause
-	return j, state, nil
+	return j, state, j.mark(path, now)
+}
+
+// marker is a file that says that there is a journal, so that one which was
+// deleted is not taken for one that never was. It has the time of the first.
+func marker(path string) string { return path + ".made" }
+
+// mark makes the marker. Without it the journal is closed.
+func (j *Journal) mark(path string, now time.Time) error {
+	if exists(marker(path)) {
+		return nil
+	}
+	if err := os.WriteFile(marker(path), []byte(now.UTC().Format(time.RFC3339)+"\n"), 0o600); err != nil {
+		_ = j.db.Close() // the first error counts
+		return muster.Errorf(muster.Unavailable, "journal: note that there is one: %w", err)
+	}
+	return nil
+}
+
+// find loads the journal. One that is missing though there was one is as bad
+// as one that cannot be read.
+func find(path string) (*Journal, delivery.State, error) {
+	if !exists(path) && exists(marker(path)) {
+		return nil, delivery.State{}, muster.Errorf(muster.Corrupt, "journal: %s is missing, though there was one", path)
+	}
+	return load(path)
 }
 
 // replace sets an unreadable file aside and puts an empty journal in its place
@@ -88,6 +117,21 @@ func replace(path string, now time.Time) (aside string, err error) {
 	if err := errors.Join(j.recordLoss(now), j.db.Close()); err != nil {
 		return "", muster.Errorf(muster.Unavailable, "journal: make a new one: %w", err)
 	}
+	if aside, err = setAside(path, now); err == nil {
+		err = os.Rename(fresh, path)
+	}
+	if err != nil {
+		return "", muster.Errorf(muster.Unavailable, "journal: it is unreadable and cannot be set aside: %w", err)
+	}
+	return aside, nil
+}
+
+// setAside gives the file another name, beside its own where the file system
+// has links. It returns no name when there is no file.
+func setAside(path string, now time.Time) (aside string, err error) {
+	if !exists(path) {
+		return "", nil
+	}
 	base := fmt.Sprintf("%s.unreadable-%s", path, now.UTC().Format("20060102T150405.000"))
 	aside = base
 	for i := 2; ; i++ {
@@ -100,13 +144,7 @@ func replace(path string, now time.Time) (aside string, err error) {
 	if err != nil { // a file system without links
 		err = os.Rename(path, aside)
 	}
-	if err == nil {
-		err = os.Rename(fresh, path)
-	}
-	if err != nil {
-		return "", muster.Errorf(muster.Unavailable, "journal: it is unreadable and cannot be set aside: %w", err)
-	}
-	return aside, nil
+	return aside, err
 }
 
 // load opens and reads a file. An error of kind Corrupt means that its content

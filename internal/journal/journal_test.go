@@ -296,3 +296,30 @@ func FuzzVerify(f *testing.F) {
 		_ = verify(path)
 	})
 }
+
+// A journal that was deleted is not taken for one that never was.
+func TestMissing(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "journal")
+	j, s := mustOpen(t, path)
+	if j.Cause != nil || !s.Lost.IsZero() {
+		t.Errorf("the first journal follows a lost one: %v, %v", j.Cause, s.Lost)
+	}
+	if err := j.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	j, s = mustOpen(t, path)
+	if j.Cause == nil || j.SetAside != "" || !s.Lost.Equal(epoch) {
+		t.Errorf("after a deletion: cause %v, aside %q, lost %v", j.Cause, j.SetAside, s.Lost)
+	}
+	if err := j.Close(); err != nil {
+		t.Fatal(err)
+	}
+	j, s = mustOpen(t, path)
+	defer j.Close()
+	if j.Cause != nil || !s.Lost.Equal(epoch) {
+		t.Errorf("the time after: cause %v, lost %v", j.Cause, s.Lost)
+	}
+}
