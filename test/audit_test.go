@@ -1,6 +1,7 @@
 package test
 
 import (
+	"encoding/json"
 	"os"
 	"path/filepath"
 	"slices"
@@ -10,6 +11,8 @@ import (
 
 	"github.com/musterfleet/muster"
 	"github.com/musterfleet/muster/client"
+	"github.com/musterfleet/muster/internal/aaa"
+	"github.com/musterfleet/muster/internal/bus"
 )
 
 // Every decision is a line and an event, each once and in order, also those
@@ -50,6 +53,32 @@ func TestAuditEvents(t *testing.T) {
 		}
 		if err := w.client.Events(t.Context(), client.EventQuery{Type: "a.*"}, nil); muster.KindOf(err) != muster.Invalid {
 			t.Errorf("a type that is none: %v", err)
+		}
+	})
+}
+
+// A withdrawal that is refused is a decision, too.
+func TestRefusedWithdrawal(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		w := newWorld(t)
+		n := w.node("n1")
+		time.Sleep(time.Second)
+		wrong := w.sign(w.id, envelope("w", "n1", muster.MethodCancel, `{"id":"..","until":"2030-01-01T00:00:00Z"}`))
+		data, err := json.Marshal([]json.RawMessage{wrong})
+		if err != nil {
+			t.Fatal(err)
+		}
+		conn, err := bus.Dial(t.Context(), bus.Options{InProcess: w})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		if err := conn.Put(t.Context(), bus.Outgoing{Subject: conn.Subjects().Control(bus.OpenMailbox, "n1"), Data: data}); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Minute)
+		if all := n.audit(); len(all) != 1 || all[0].Verdict != aaa.Denied || all[0].ID != "w" || all[0].Reason == "" {
+			t.Errorf("audit: %+v", all)
 		}
 	})
 }

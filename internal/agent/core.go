@@ -379,6 +379,16 @@ func (c *core) withdraw(cmd muster.Command, caller aaa.Caller) error {
 	return nil
 }
 
+// refuse records that a withdrawal was refused.
+func (c *core) refuse(cmd muster.Command, caller aaa.Caller, cause error) {
+	rec := c.a.decided(cmd, caller, aaa.Denied)
+	if errors.Is(cause, aaa.ErrUnauthentic) {
+		rec = c.a.decided(muster.Command{}, caller, aaa.Unauthentic)
+	}
+	rec.Reason = cause.Error()
+	c.post(func() { c.take(intake{do: func() bool { return c.a.audit.write(rec) }}) })
+}
+
 // miss notes that a withdrawal was not taken in. Commands that follow may be
 // the ones that it withdraws: they stay with the broker until it was read again.
 func (c *core) miss(id muster.CommandID) {

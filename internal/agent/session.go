@@ -321,6 +321,7 @@ func (a *Agent) control(data []byte) {
 		}
 		if err != nil {
 			a.log.Warn("withdrawal is refused", "caller", caller.Name, "err", err)
+			a.core.refuse(cmd, caller, err)
 		}
 	}
 }

@@ -181,7 +181,7 @@ func (f fleet) describe(cl *client.Client) map[string]string {
 		}
 	}
 	count := 0
-	err = cl.Events(f.ctx(), time.Time{}, false, func(e client.Event) error {
+	err = cl.Events(f.ctx(), client.EventQuery{}, func(e client.Event) error {
 		if e.Node != "bad" {
 			count++
 			all[fmt.Sprint("event ", count)] = e.Message
