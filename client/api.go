@@ -83,6 +83,12 @@ type Status struct {
 	Reason   string           `json:"reason,omitempty"` // of the state
 	Sent     time.Time        `json:"sent"`
 	Deadline time.Time        `json:"deadline"`
+	// What the sender asked for, as in Request. Zero where the record of the
+	// send is gone or older than these fields.
+	Timeout    time.Duration `json:"timeout_ns,omitempty"`
+	Retries    int           `json:"retries,omitempty"`
+	NoSeq      bool          `json:"noseq,omitempty"`
+	Idempotent bool          `json:"idempotent,omitempty"`
 	// Inferred is set when the state follows from the deadline alone: the node
 	// has not been heard of. Its own word, if it comes, is preferred.
 	Inferred bool                `json:"inferred,omitempty"`

@@ -53,6 +53,7 @@ func (l *ledger) sent(r sent) []*Status {
 	describe := func(n muster.NodeName) *Status {
 		s := l.status(muster.Key{ID: r.ID, Node: n})
 		s.Method, s.Caller, s.Sent, s.Deadline = r.Method, cmp.Or(s.Caller, r.Caller), r.IssuedAt, r.Deadline
+		s.Timeout, s.Retries, s.NoSeq, s.Idempotent = r.timeout(), r.Retries, r.NoSeq, r.Idempotent
 		if len(r.Input) > 0 {
 			s.Input = r.Input
 		}
@@ -74,6 +75,17 @@ func (l *ledger) sent(r sent) []*Status {
 		s.History = append(s.History, muster.Transition{State: muster.Refused, Time: r.IssuedAt, Reason: f.Error.Message})
 	}
 	return changed
+}
+
+// timeout is that of the request, from a record that anybody may have written.
+func (r sent) timeout() time.Duration {
+	switch {
+	case r.TimeoutMS < 0:
+		return -1
+	case r.TimeoutMS > muster.MaxLifetime.Milliseconds():
+		return 0
+	}
+	return time.Duration(r.TimeoutMS) * time.Millisecond
 }
 
 func (l *ledger) report(r muster.Report) []*Status {

@@ -81,3 +81,18 @@ func FuzzLedger(f *testing.F) {
 		l.list(HistoryQuery{})
 	})
 }
+
+// A command can be sent again as it was sent the first time.
+func TestLedgerKeepsHowItWasSent(t *testing.T) {
+	now := time.Now().UTC()
+	l := newLedger(testSubjects)
+	l.add(stored(t, testSubjects.Sent("x"), sent{ID: "x", Method: "echo", Nodes: []muster.NodeName{"a"}, IssuedAt: now, Deadline: now.Add(time.Hour),
+		TimeoutMS: -1, Retries: 3, NoSeq: true, Idempotent: true}))
+	all := l.list(HistoryQuery{})
+	if len(all) != 1 || all[0].Timeout != -1 || all[0].Retries != 3 || !all[0].NoSeq || !all[0].Idempotent {
+		t.Errorf("got %+v", all)
+	}
+	if got := (sent{TimeoutMS: 1 << 62}).timeout(); got != 0 {
+		t.Errorf("a timeout that cannot be: got %s, want 0", got)
+	}
+}

@@ -31,6 +31,12 @@ type sent struct {
 	Refused  []Refusal         `json:"refused,omitempty"`
 	IssuedAt time.Time         `json:"issued_at"`
 	Deadline time.Time         `json:"deadline"`
+	// How it was to run, so that it can be sent again in the same way. Records
+	// of older senders lack these.
+	TimeoutMS  int64 `json:"timeout_ms,omitempty"`
+	Retries    int   `json:"retries,omitempty"`
+	NoSeq      bool  `json:"noseq,omitempty"`
+	Idempotent bool  `json:"idempotent,omitempty"`
 }
 
 type command struct {
@@ -97,6 +103,10 @@ func (c *Client) sign(r Request) (batch, error) {
 	s := sent{
 		ID: cmp.Or(r.ID, NewID()), Caller: c.caller, Method: r.Method, Input: r.Input,
 		IssuedAt: now, Deadline: r.Deadline.UTC(),
+		TimeoutMS: r.Timeout.Milliseconds(), Retries: r.Retries, NoSeq: r.NoSeq, Idempotent: r.Idempotent,
+	}
+	if r.Timeout < 0 {
+		s.TimeoutMS = -1
 	}
 	if r.Deadline.IsZero() {
 		s.Deadline = now.Add(DefaultLifetime)
@@ -110,7 +120,7 @@ func (c *Client) sign(r Request) (batch, error) {
 	s.Nodes = slices.Compact(s.Nodes)
 	b := batch{Sent: s}
 	for _, n := range s.Nodes {
-		frame, err := c.frame(c.envelope(r, s, n))
+		frame, err := c.frame(c.envelope(s, n))
 		if err != nil {
 			return batch{}, err
 		}
@@ -119,17 +129,14 @@ func (c *Client) sign(r Request) (batch, error) {
 	return b, nil
 }
 
-func (c *Client) envelope(r Request, s sent, n muster.NodeName) muster.Command {
+func (c *Client) envelope(s sent, n muster.NodeName) muster.Command {
 	e := muster.Command{
 		Version: muster.EnvelopeVersion, Fleet: c.signer.Fleet(), ID: s.ID, Node: n, Kind: muster.KindCommand,
-		Method: r.Method, Input: r.Input, IssuedAt: s.IssuedAt, Deadline: s.Deadline,
-		TimeoutMS: r.Timeout.Milliseconds(), Retries: r.Retries, NoSeq: r.NoSeq, Idempotent: r.Idempotent,
+		Method: s.Method, Input: s.Input, IssuedAt: s.IssuedAt, Deadline: s.Deadline,
+		TimeoutMS: s.TimeoutMS, Retries: s.Retries, NoSeq: s.NoSeq, Idempotent: s.Idempotent,
 	}
 	if len(e.Input) == 0 {
 		e.Input = json.RawMessage("{}")
-	}
-	if r.Timeout < 0 {
-		e.TimeoutMS = -1
 	}
 	return e
 }

@@ -104,6 +104,10 @@ func (b fakeBackend) Connect(context.Context, string) (SDK, error) { return b.sd
 var noon = time.Date(2026, 1, 2, 12, 0, 0, 0, time.UTC)
 
 func try(ctx context.Context, f *fakeSDK, args ...string) (code int, stdout, stderr string) {
+	return tryWith(ctx, f, args...)
+}
+
+func tryWith(ctx context.Context, f SDK, args ...string) (code int, stdout, stderr string) {
 	var out, errs bytes.Buffer
 	p := &program{stdin: strings.NewReader(""), stdout: &out, stderr: &errs, back: fakeBackend{sdk: f},
 		env: func(string) string { return "" }, now: func() time.Time { return noon }}

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/musterfleet/muster"
 	"github.com/musterfleet/muster/client"
@@ -367,12 +368,17 @@ command failed, expired, was cancelled or refused, or where it is unknown what
 became of it. Where it is done or has not ended, nothing is sent.
 
 Look first what happened: a command that failed, or that is unknown, may have
-had a part of its effect. Timeout, retries and deadline are the defaults unless
-given.`,
+had a part of its effect.
+
+Timeout, retries, --noseq and --idempotent are those of the first time unless
+given, and there is as much time until the deadline as there was then.`,
 		Example: `  muster command retry 01JD3Z5K8Q
   muster command retry 01JD3Z5K8Q@web1 --wait`,
 		Args: cobra.ExactArgs(1),
 		RunE: keyed(func(cmd *cobra.Command, key muster.Key) error {
+			if err := f.checkBounds(cmd); err != nil {
+				return err
+			}
 			return p.with(cmd.Context(), func(ctx context.Context, c SDK) error {
 				quick, cancel := context.WithTimeout(ctx, patience)
 				defer cancel()
@@ -396,9 +402,13 @@ given.`,
 					}
 					nodes = append(nodes, n)
 				}
+				f.carryOver(cmd.Flags(), all[0])
 				r, err := f.request(p.now(), all[0].Method, all[0].Input, nodes)
 				if err != nil {
 					return err
+				}
+				if f.deadline == "" {
+					r.Deadline = p.now().Add(lifetime(all[0]))
 				}
 				if f.dryRun {
 					return p.dryRun(r, nodes)
@@ -419,13 +429,41 @@ given.`,
 		}),
 	}
 	fs := cmd.Flags()
-	fs.StringVar(&f.deadline, "deadline", "", "not started after this: a duration or a time (default 7d)")
-	fs.Var(&f.timeout, "timeout", "bound of one run (default: the method's)")
-	fs.IntVar(&f.retries, "retries", 0, "further attempts after a failed one")
+	fs.SortFlags = false
+	fs.StringVar(&f.deadline, "deadline", "", "not started after this: a duration or a time (default: as long as the first time)")
+	fs.Var(&f.timeout, "timeout", "bound of one run (default: as the first time)")
+	fs.BoolVar(&f.noTimeout, "no-timeout", false, "no bound of one run")
+	fs.IntVar(&f.retries, "retries", 0, "further attempts after a failed one (default: as the first time)")
+	fs.BoolVar(&f.noseq, "noseq", false, "run beside other commands of this method (default: as the first time)")
+	fs.BoolVar(&f.idempotent, "idempotent", false, "running it twice does no harm (default: as the first time)")
 	fs.BoolVar(&f.wait, "wait", false, "wait for what becomes of the commands")
 	fs.BoolVar(&f.waitAll, "wait-all", false, "wait for nodes that are away, too")
 	fs.Var(&f.waitFor, "wait-for", "longest wait, then exit with 5")
 	fs.BoolVar(&f.dryRun, "dry-run", false, "send nothing")
 	fs.BoolVarP(&f.yes, "yes", "y", false, fmt.Sprintf("do not ask before sending to more than %d nodes", wide))
 	return cmd
+}
+
+// carryOver takes from an earlier command what the flags do not say.
+func (f *sendFlags) carryOver(flags *pflag.FlagSet, s client.Status) {
+	if !flags.Changed("timeout") && !flags.Changed("no-timeout") {
+		f.timeout, f.noTimeout = durationFlag(max(0, s.Timeout)), s.Timeout < 0
+	}
+	if !flags.Changed("retries") {
+		f.retries = s.Retries
+	}
+	if !flags.Changed("noseq") {
+		f.noseq = s.NoSeq
+	}
+	if !flags.Changed("idempotent") {
+		f.idempotent = s.Idempotent
+	}
+}
+
+// lifetime is how long an earlier command could wait for its node.
+func lifetime(s client.Status) time.Duration {
+	if d := s.Deadline.Sub(s.Sent); !s.Sent.IsZero() && d > 0 && d <= muster.MaxLifetime {
+		return d
+	}
+	return client.DefaultLifetime
 }

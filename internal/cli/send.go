@@ -73,16 +73,15 @@ func (f *sendFlags) check(cmd *cobra.Command) error {
 		e := usagef(cmd, "which nodes? -t is required")
 		e.hint = "-t web1 is one node, -t role=web a group, -t all every node"
 		return e
-	case f.retries < 0 || f.retries > muster.MaxRetries:
-		return usagef(cmd, "--retries %d is out of range; expected 0 to %d", f.retries, muster.MaxRetries)
 	case f.batch < 0:
 		return usagef(cmd, "--batch %d is negative", f.batch)
 	case f.maxFailures < 1:
 		return usagef(cmd, "--max-failures %d is out of range; expected 1 or more", f.maxFailures)
 	case f.batch == 0 && (cmd.Flags().Changed("pause") || cmd.Flags().Changed("max-failures")):
 		return usagef(cmd, "--pause and --max-failures are for rolling sends: --batch is missing")
-	case f.noTimeout && f.timeout != 0:
-		return usagef(cmd, "--timeout and --no-timeout exclude each other")
+	}
+	if err := f.checkBounds(cmd); err != nil {
+		return err
 	}
 	if f.id != "" {
 		if err := muster.CommandID(f.id).Validate(); err != nil {
@@ -91,6 +90,17 @@ func (f *sendFlags) check(cmd *cobra.Command) error {
 	}
 	_, err := filter.Parse(f.selector) // before connecting: a slip is told at once, broker or not
 	return err
+}
+
+// checkBounds checks what bounds the runs.
+func (f *sendFlags) checkBounds(cmd *cobra.Command) error {
+	switch {
+	case f.retries < 0 || f.retries > muster.MaxRetries:
+		return usagef(cmd, "--retries %d is out of range; expected 0 to %d", f.retries, muster.MaxRetries)
+	case f.noTimeout && f.timeout != 0:
+		return usagef(cmd, "--timeout and --no-timeout exclude each other")
+	}
+	return nil
 }
 
 func (f *sendFlags) request(now time.Time, m muster.Method, input json.RawMessage, nodes []client.Node) (client.Request, error) {
@@ -494,11 +504,46 @@ func sleep(ctx context.Context, d time.Duration) bool {
 
 // A plan is what a dry run prints.
 type plan struct {
-	Method   muster.Method     `json:"method"`
-	Input    json.RawMessage   `json:"input"`
-	Deadline time.Time         `json:"deadline"`
-	Nodes    []muster.NodeName `json:"nodes"`
-	Away     []muster.NodeName `json:"away"`
+	Method     muster.Method     `json:"method"`
+	Input      json.RawMessage   `json:"input"`
+	Deadline   time.Time         `json:"deadline"`
+	TimeoutMS  int64             `json:"timeout_ms,omitempty"` // -1 for none
+	Retries    int               `json:"retries,omitempty"`
+	NoSeq      bool              `json:"noseq,omitempty"`
+	Idempotent bool              `json:"idempotent,omitempty"`
+	Nodes      []muster.NodeName `json:"nodes"`
+	Away       []muster.NodeName `json:"away"`
+}
+
+func planOf(r client.Request, away []muster.NodeName) plan {
+	p := plan{r.Method, r.Input, r.Deadline, r.Timeout.Milliseconds(), r.Retries, r.NoSeq, r.Idempotent, r.Nodes, away}
+	if r.Timeout < 0 {
+		p.TimeoutMS = -1
+	}
+	return p
+}
+
+// bounds says how the runs are bounded, where that is not the default.
+func bounds(r client.Request) string {
+	var words []string
+	switch {
+	case r.Timeout < 0:
+		words = append(words, "no timeout")
+	case r.Timeout > 0:
+		words = append(words, "timeout "+short(r.Timeout))
+	}
+	if r.Retries == 1 {
+		words = append(words, "1 retry")
+	} else if r.Retries > 1 {
+		words = append(words, fmt.Sprintf("%d retries", r.Retries))
+	}
+	if r.NoSeq {
+		words = append(words, "beside others")
+	}
+	if r.Idempotent {
+		words = append(words, "idempotent")
+	}
+	return strings.Join(words, ", ")
 }
 
 func (p *program) dryRun(r client.Request, nodes []client.Node) error {
@@ -508,8 +553,12 @@ func (p *program) dryRun(r client.Request, nodes []client.Node) error {
 			away = append(away, n.Name)
 		}
 	}
-	err := show(p, plan{r.Method, r.Input, r.Deadline, r.Nodes, away}, func(w io.Writer) error {
-		fmt.Fprintf(w, "method    %s\ninput     %s\ndeadline  %s\n\n", r.Method, r.Input, stamp(r.Deadline))
+	err := show(p, planOf(r, away), func(w io.Writer) error {
+		fmt.Fprintf(w, "method    %s\ninput     %s\ndeadline  %s\n", r.Method, r.Input, stamp(r.Deadline))
+		if b := bounds(r); b != "" {
+			fmt.Fprintf(w, "bounds    %s\n", b)
+		}
+		fmt.Fprintln(w)
 		t := newTable("NODE", "ONLINE", "LAST SEEN")
 		for _, n := range nodes {
 			t.row(n.Name, onlineCell(n), ago(p.now(), n.LastSeen))

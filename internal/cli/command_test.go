@@ -1,0 +1,54 @@
+package cli
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/musterfleet/muster"
+	"github.com/musterfleet/muster/client"
+)
+
+// retrying knows one command that failed.
+type retrying struct {
+	fakeSDK
+	first client.Status
+}
+
+func (f *retrying) Command(context.Context, muster.Key) ([]client.Status, error) {
+	return []client.Status{f.first}, nil
+}
+
+func TestRetryAsTheFirstTime(t *testing.T) {
+	first := client.Status{ID: "S0", Node: "a", Method: "echo", Input: []byte(`{"text":"x"}`), State: muster.Failure,
+		Sent: noon.Add(-time.Hour), Deadline: noon.Add(-30 * time.Minute),
+		Timeout: time.Minute, Retries: 2, NoSeq: true, Idempotent: true}
+	unbounded := first
+	unbounded.Timeout = -1
+	for _, test := range []struct {
+		name  string
+		first client.Status
+		args  []string
+		want  client.Request
+	}{
+		{"as it was", first, nil, client.Request{Timeout: time.Minute, Retries: 2, NoSeq: true, Idempotent: true, Deadline: noon.Add(30 * time.Minute)}},
+		{"no timeout", unbounded, nil, client.Request{Timeout: -1, Retries: 2, NoSeq: true, Idempotent: true, Deadline: noon.Add(30 * time.Minute)}},
+		{"other bounds", first, []string{"--timeout", "5s", "--retries", "0", "--noseq=false", "--deadline", "2h"},
+			client.Request{Timeout: 5 * time.Second, Idempotent: true, Deadline: noon.Add(2 * time.Hour)}},
+		{"without its record", client.Status{ID: "S0", Node: "a", Method: "echo", State: muster.Failure}, nil,
+			client.Request{Deadline: noon.Add(client.DefaultLifetime)}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			f := &retrying{fakeSDK{nodes: two(true)}, test.first}
+			code, _, errs := tryWith(t.Context(), f, append([]string{"command", "retry", "S0"}, test.args...)...)
+			if code != ExitOK || len(f.sent) != 1 {
+				t.Fatalf("got exit code %d and %d sends: %s", code, len(f.sent), errs)
+			}
+			got := f.sent[0]
+			if got.Timeout != test.want.Timeout || got.Retries != test.want.Retries || got.NoSeq != test.want.NoSeq ||
+				got.Idempotent != test.want.Idempotent || !got.Deadline.Equal(test.want.Deadline) {
+				t.Errorf("got %+v, want %+v", got, test.want)
+			}
+		})
+	}
+}
