@@ -70,7 +70,9 @@ cancelled, refused or unknown. Never silence.
 
 Nodes are chosen with a selector, -t EXPRESSION: names (web1), globs (web*),
 regular expressions (/^web/), labels and facts (role=web, os.id=debian,
-cores>=4), joined by and, or, not and parentheses. "all" is every node.
+cores>=4), joined by and, or, not and parentheses. "all" is every node. -F
+(fact), -C (class), -I (identity) and -W (classes and facts) are short forms as
+in Choria; they can be repeated, and all must hold together with -t.
 
 Exit codes:
   0    ok
@@ -187,7 +189,7 @@ func usageErrors(c *cobra.Command) {
 				if _, ok := err.(*usageError); ok {
 					return err
 				}
-				return usagef(cmd, "%w", err)
+				return usagef(cmd, "expected: %s", strings.TrimSuffix(cmd.UseLine(), " [flags]"))
 			}
 			return nil
 		}

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -88,6 +89,24 @@ func (p *program) completeNodes(cmd *cobra.Command, _ []string, _ string) ([]str
 		list = append(list, cobra.CompletionWithDesc(string(n.Name), onlineCell(n).text))
 	}
 	return list, cobra.ShellCompDirectiveNoFileComp
+}
+
+// completeClasses completes what -C takes.
+func (p *program) completeClasses(cmd *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
+	var list []string
+	for _, n := range p.known(cmd) {
+		for class := range n.Labels {
+			list = append(list, class)
+		}
+		classes, _ := n.Facts["classes"].([]any)
+		for _, class := range classes {
+			if name, ok := class.(string); ok {
+				list = append(list, name)
+			}
+		}
+	}
+	slices.Sort(list)
+	return slices.Compact(list), cobra.ShellCompDirectiveNoFileComp
 }
 
 // completeOneNode completes the first argument only.

@@ -57,7 +57,7 @@ func (p *program) someNodes(ctx context.Context, c SDK, selector string) ([]clie
 }
 
 func (p *program) nodeList() *cobra.Command {
-	var selector string
+	var chosen selectorFlags
 	cmd := &cobra.Command{
 		Use:     "ls",
 		Aliases: []string{"list"},
@@ -69,6 +69,10 @@ and not finished. A node that is away gets its commands when it comes back.`,
   muster node ls -o jsonl`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			selector, err := chosen.expression()
+			if err != nil {
+				return err
+			}
 			return p.ask(cmd.Context(), func(ctx context.Context, c SDK) error {
 				nodes, err := p.someNodes(ctx, c, selector)
 				if err != nil {
@@ -88,13 +92,12 @@ and not finished. A node that is away gets its commands when it comes back.`,
 			})
 		},
 	}
-	cmd.Flags().StringVarP(&selector, "target", "t", "", "selector (default: every node)")
-	_ = cmd.RegisterFlagCompletionFunc("target", p.completeNodes)
+	chosen.add(p, cmd, "`selector` of the nodes (default: every node)")
 	return cmd
 }
 
 func (p *program) pingCommand() *cobra.Command {
-	var selector string
+	var chosen selectorFlags
 	cmd := &cobra.Command{
 		Use:   "ping",
 		Short: "See which nodes answer now, and how fast",
@@ -104,6 +107,10 @@ some chosen node does not answer.`,
   muster ping -t role=web`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			selector, err := chosen.expression()
+			if err != nil {
+				return err
+			}
 			return p.ask(cmd.Context(), func(ctx context.Context, c SDK) error {
 				nodes, err := p.someNodes(ctx, c, selector)
 				if err != nil {
@@ -134,8 +141,7 @@ some chosen node does not answer.`,
 			})
 		},
 	}
-	cmd.Flags().StringVarP(&selector, "target", "t", "", "selector (default: every node)")
-	_ = cmd.RegisterFlagCompletionFunc("target", p.completeNodes)
+	chosen.add(p, cmd, "selector of the nodes (default: every node)")
 	return cmd
 }
 
@@ -424,7 +430,7 @@ stands in arguments is seen by every user of the machine.`,
 	cmd.Flags().Var(&expires, "expires", "how long the token can be used")
 	cmd.Flags().BoolVar(&allowAll, "allow-all", false, "the node allows whatever the fleet's callers have the right to")
 	cmd.Flags().StringVar(&policy, "policy", "", "file with the policy of the node")
-	cmd.Flags().StringArrayVar(&labelWords, "label", nil, "label for the node as KEY=VALUE; can be repeated")
+	cmd.Flags().StringArrayVar(&labelWords, "label", nil, "label for the node as `KEY=VALUE`; can be repeated")
 	cmd.Flags().StringVar(&o.Dir, "state", p.stateDir("fleet"), "folder of the fleet, as given to 'muster init'")
 	return cmd
 }

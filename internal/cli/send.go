@@ -15,7 +15,6 @@ import (
 
 	"github.com/musterfleet/muster"
 	"github.com/musterfleet/muster/client"
-	"github.com/musterfleet/muster/internal/filter"
 )
 
 // sendTimeout bounds storing the commands of one send, which may be thousands.
@@ -26,7 +25,8 @@ const wide = 10
 
 // sendFlags are the flags of whatever sends commands.
 type sendFlags struct {
-	selector   string
+	choice     selectorFlags
+	selector   string // what was chosen, after check
 	id         string
 	deadline   string
 	timeout    durationFlag
@@ -49,7 +49,7 @@ type sendFlags struct {
 func (f *sendFlags) add(p *program, cmd *cobra.Command) {
 	fs := cmd.Flags()
 	fs.SortFlags = false
-	fs.StringVarP(&f.selector, "target", "t", "", "selector of the nodes; \"all\" is every node (required)")
+	f.choice.add(p, cmd, "`selector` of the nodes; \"all\" is every node (required, or one of the following)")
 	fs.StringVar(&f.deadline, "deadline", "", "not started after this: a duration (24h, 7d) or a time (18:30, RFC 3339) (default 7d)")
 	fs.Var(&f.timeout, "timeout", "bound of one run (default: the method's)")
 	fs.BoolVar(&f.noTimeout, "no-timeout", false, "no bound of one run")
@@ -64,10 +64,13 @@ func (f *sendFlags) add(p *program, cmd *cobra.Command) {
 	fs.IntVar(&f.maxFailures, "max-failures", 1, "rolling: send no further batch after this many failures")
 	fs.BoolVar(&f.dryRun, "dry-run", false, "show what would be sent, to whom, and send nothing")
 	fs.BoolVarP(&f.yes, "yes", "y", false, fmt.Sprintf("do not ask before sending to more than %d nodes", wide))
-	_ = cmd.RegisterFlagCompletionFunc("target", p.completeNodes) // fails only for a flag that is not there
 }
 
 func (f *sendFlags) check(cmd *cobra.Command) error {
+	var err error
+	if f.selector, err = f.choice.expression(); err != nil {
+		return err
+	}
 	switch {
 	case f.selector == "":
 		e := usagef(cmd, "which nodes? -t is required")
@@ -84,12 +87,9 @@ func (f *sendFlags) check(cmd *cobra.Command) error {
 		return err
 	}
 	if f.id != "" {
-		if err := muster.CommandID(f.id).Validate(); err != nil {
-			return usage(err)
-		}
+		return usage(muster.CommandID(f.id).Validate())
 	}
-	_, err := filter.Parse(f.selector) // before connecting: a slip is told at once, broker or not
-	return err
+	return nil
 }
 
 // checkBounds checks what bounds the runs.
