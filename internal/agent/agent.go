@@ -33,6 +33,12 @@ import (
 	"github.com/musterfleet/muster/internal/method"
 )
 
+// What Options leaves out.
+const (
+	DefaultHeartbeat = 15 * time.Second
+	DefaultMaxOutput = 256 << 20 // bytes of each stream of a run
+)
+
 // Options configure an Agent.
 type Options struct {
 	Node     muster.NodeName
@@ -50,8 +56,8 @@ type Options struct {
 	// are known by a NAME=VALUE of their environment. Nil where that is not
 	// possible.
 	EndOrphans func(ctx context.Context, tag string) ([]muster.Child, error)
-	Heartbeat  time.Duration // default 15 s
-	MaxOutput  int64         // bytes kept of each stream of a run, default 256 MiB
+	Heartbeat  time.Duration // default DefaultHeartbeat
+	MaxOutput  int64         // bytes kept of each stream of a run, default DefaultMaxOutput
 	Log        *slog.Logger
 	Online     func(bool) // told when a session begins and ends; may be nil
 }
@@ -64,8 +70,8 @@ func (o *Options) validate() error {
 		return muster.Errorf(muster.Internal, "agent: Fleet, Dial, StateDir, Registry, Verifier and Policy must be set")
 	}
 	o.Mailbox = cmp.Or(o.Mailbox, bus.OpenMailbox)
-	o.Heartbeat = cmp.Or(o.Heartbeat, 15*time.Second)
-	o.MaxOutput = cmp.Or(o.MaxOutput, 256<<20)
+	o.Heartbeat = cmp.Or(o.Heartbeat, DefaultHeartbeat)
+	o.MaxOutput = cmp.Or(o.MaxOutput, DefaultMaxOutput)
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}

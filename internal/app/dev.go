@@ -10,6 +10,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -227,7 +229,7 @@ func (d *dev) start(ctx context.Context, k int) (*child, error) {
 	c.cmd = exec.CommandContext(ctx, d.o.Exe, "agent", "--state", d.nodeDir(k))
 	c.cmd.Stdout, c.cmd.Stderr = log, log
 	c.cmd.ExtraFiles = []*os.File{r} // descriptor 3
-	c.cmd.Env = append(os.Environ(), ParentVariable+"=3")
+	c.cmd.Env = append(d.environment(), ParentVariable+"=3")
 	c.cmd.Cancel = func() error { return c.cmd.Process.Signal(syscall.SIGTERM) }
 	c.cmd.WaitDelay = stopGrace
 	ownGroup(c.cmd) // Ctrl-C is for us; we tell the children
@@ -238,6 +240,13 @@ func (d *dev) start(ctx context.Context, k int) (*child, error) {
 		return nil, muster.Errorf(muster.Unavailable, "start %s: %w", d.nodeName(k), err)
 	}
 	return c, nil
+}
+
+// environment is ours, but for the settings of this machine: those are of its
+// own agent, and could lead these to another broker.
+func (d *dev) environment() []string {
+	env := slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, "MUSTER_") })
+	return append(env, "MUSTER_CONFIG="+filepath.Join(d.o.Dir, "config"))
 }
 
 func (c *child) close() {

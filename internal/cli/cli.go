@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/musterfleet/muster/client"
+	"github.com/musterfleet/muster/internal/config"
 	"github.com/musterfleet/muster/internal/method"
 )
 
@@ -24,6 +25,7 @@ type program struct {
 	env            func(string) string
 	back           Backend
 	now            func() time.Time
+	folders        []string // of settings files
 
 	format   string
 	context  string
@@ -32,6 +34,9 @@ type program struct {
 	outTerm  terminal // stdout
 	errTerm  terminal // stderr
 	inTerm   bool     // stdin is a terminal
+
+	origins     map[string]string // of settings, by key
+	fileContext config.Setting    // the context that a settings file names
 }
 
 // Main runs one command line and returns its exit code. The end of ctx
@@ -39,7 +44,7 @@ type program struct {
 func Main(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer, env func(string) string) int {
 	return run(ctx, &program{
 		stdin: stdin, stdout: stdout, stderr: stderr, env: env,
-		back: application{}, now: time.Now,
+		back: application{}, now: time.Now, folders: config.SettingsFolders(),
 		outTerm: terminalOf(stdout, env), errTerm: terminalOf(stderr, env), inTerm: isTerminal(stdin),
 	}, args)
 }
@@ -102,7 +107,14 @@ func (p *program) root() *cobra.Command {
 		Version:       Version(),
 		SilenceErrors: true,
 		SilenceUsage:  true,
-		PersistentPreRunE: func(*cobra.Command, []string) error {
+		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
+			switch cmd.Name() {
+			case "help", "version", "completion": // they work whatever the settings say
+			default:
+				if err := p.settings(cmd.Root()); err != nil {
+					return err
+				}
+			}
 			return p.checkGlobals()
 		},
 		CompletionOptions: cobra.CompletionOptions{DisableDefaultCmd: true},
@@ -114,6 +126,9 @@ func (p *program) root() *cobra.Command {
 	flags.StringVar(&p.context, "context", "", "context to use, see 'muster context' (default: $MUSTER_CONTEXT or the one in use)")
 	flags.StringVar(&p.logLevel, "log-level", "info", "least level of the log on stderr: debug, info, warn or error")
 	flags.BoolVar(&p.noColor, "no-color", false, "no colours, as with NO_COLOR in the environment")
+	setting(flags, "output", "output")
+	setting(flags, "log-level", "log_level")
+	setting(flags, "no-color", "no_color")
 	root.SetFlagErrorFunc(flagError)
 
 	root.AddGroup(
@@ -128,7 +143,7 @@ func (p *program) root() *cobra.Command {
 		}
 	}
 	add("daily", p.runCommand(), p.sendCommand(), p.pingCommand(), p.nodeCommand(), p.commandCommand(), p.methodCommand())
-	add("look", p.doctorCommand(), p.deadLetterCommand(), p.eventCommand(), p.outboxCommand(), p.contextCommand())
+	add("look", p.doctorCommand(), p.deadLetterCommand(), p.eventCommand(), p.outboxCommand(), p.contextCommand(), p.configCommand())
 	add("daemon", p.devCommand(), p.initCommand(), p.brokerCommand(), p.agentCommand())
 	root.AddCommand(p.versionCommand(), p.completionCommand())
 	root.SetHelpCommand(helpCommand())
@@ -227,16 +242,24 @@ var formats = []string{"table", "json", "jsonl", "yaml"}
 
 func (p *program) checkGlobals() error {
 	if !slices.Contains(formats, p.format) {
-		return usagef(nil, "output %q is unknown; expected table, json, jsonl or yaml", p.format)
+		return usagef(nil, "%soutput %q is unknown; expected table, json, jsonl or yaml", p.from("output"), p.format)
 	}
 	var level slog.Level
 	if err := level.UnmarshalText([]byte(p.logLevel)); err != nil {
-		return usagef(nil, "log level %q is unknown; expected debug, info, warn or error", p.logLevel)
+		return usagef(nil, "%slog level %q is unknown; expected debug, info, warn or error", p.from("log_level"), p.logLevel)
 	}
 	if p.noColor {
 		p.outTerm.color, p.errTerm.color = false, false
 	}
 	return nil
+}
+
+// from begins an error about a setting that was not given on the command line.
+func (p *program) from(key string) string {
+	if origin := p.origins[key]; origin != "" && !strings.HasPrefix(origin, "--") {
+		return origin + ": "
+	}
+	return ""
 }
 
 // logger writes to stderr.
@@ -257,8 +280,12 @@ const patience = 30 * time.Second
 
 // with connects, calls f and disconnects.
 func (p *program) with(ctx context.Context, f func(ctx context.Context, c SDK) error) error {
+	name, _, err := p.contextName()
+	if err != nil {
+		return err
+	}
 	quick, cancel := context.WithTimeout(ctx, patience)
-	c, err := p.back.Connect(quick, p.context)
+	c, err := p.back.Connect(quick, name)
 	cancel()
 	if err != nil {
 		return err

@@ -65,8 +65,15 @@ func (p *program) known(cmd *cobra.Command) []client.Node {
 	ctx, cancel := context.WithTimeout(ctx, completionPatience)
 	defer cancel()
 	result := make(chan []client.Node, 1)
+	// A completion runs no command, so that nobody has read the settings. When
+	// they are wrong, the next command says so.
+	_ = p.settings(cmd.Root())
+	name, _, err := p.contextName()
+	if err != nil {
+		return nil
+	}
 	go func() {
-		c, err := p.back.Connect(ctx, p.context)
+		c, err := p.back.Connect(ctx, name)
 		if err != nil {
 			result <- nil
 			return

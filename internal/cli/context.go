@@ -95,7 +95,7 @@ single command.`,
 				if len(args) == 1 {
 					name = args[0]
 				} else if name == "" {
-					current, err := config.Current("")
+					current, _, err := p.contextName()
 					if err != nil {
 						return err
 					}
@@ -123,7 +123,7 @@ func (p *program) contexts() ([]fleetContext, error) {
 	if err != nil {
 		return nil, err
 	}
-	current, err := config.Current(p.context)
+	current, _, err := p.contextName()
 	if err != nil {
 		current = "" // a list without a star still helps to choose
 	}

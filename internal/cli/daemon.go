@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/musterfleet/muster"
+	"github.com/musterfleet/muster/internal/agent"
 	"github.com/musterfleet/muster/internal/app"
 )
 
@@ -72,6 +73,9 @@ state stays, and the next start finds it again.`,
 	cmd.Flags().IntVar(&o.Nodes, "nodes", 3, "number of nodes")
 	cmd.Flags().StringVar(&o.Dir, "state", p.stateDir("dev"), "folder for all state")
 	cmd.Flags().Var(&restart, "restart-after", "how long a node that died stays away")
+	setting(cmd.Flags(), "nodes", "dev.nodes")
+	setting(cmd.Flags(), "state", "dev.state")
+	setting(cmd.Flags(), "restart-after", "dev.restart_after")
 	return cmd
 }
 
@@ -110,6 +114,7 @@ machine alone.`,
 	}
 	fs := cmd.Flags()
 	fs.StringVar(&o.Dir, "state", p.stateDir("fleet"), "folder to make the fleet in")
+	setting(fs, "state", "broker.state")
 	fs.StringVar(&o.Name, "name", "fleet", "name of the fleet, for people")
 	fs.StringSliceVar(&o.Hosts, "host", nil, "name or address of the broker; can be repeated (default 127.0.0.1)")
 	fs.IntVar(&o.Port, "port", 0, "port of the broker (default: that of NATS)")
@@ -139,7 +144,9 @@ rest (it admits nodes). 'muster broker config' prints what that server needs.`,
 			case url == "" && creds != "":
 				return usagef(cmd, "--creds is for a server of your own: --broker is missing")
 			case url != "" && listen != "":
-				return usagef(cmd, "--broker and --listen exclude each other")
+				e := usagef(cmd, "--broker and --listen exclude each other")
+				e.hint = "'muster config show --origin' shows where broker.server and broker.listen are set"
+				return e
 			case url != "":
 				o := app.ServiceOptions{Dir: dir, BrokerURL: url, CredsFile: creds, Log: p.logger()}
 				return orderly(ctx, p.back.RunService(ctx, o, func() { p.say("ready, with the broker at %s", url) }))
@@ -152,6 +159,10 @@ rest (it admits nodes). 'muster broker config' prints what that server needs.`,
 	cmd.Flags().StringVar(&listen, "listen", "", "HOST:PORT to listen on (default: as the fleet was made)")
 	cmd.Flags().StringVar(&url, "broker", "", "address of a NATS server of your own")
 	cmd.Flags().StringVar(&creds, "creds", "", "file with credentials for it (default: made with the fleet's keys)")
+	setting(cmd.PersistentFlags(), "state", "broker.state")
+	setting(cmd.Flags(), "listen", "broker.listen")
+	setting(cmd.Flags(), "broker", "broker.server")
+	setting(cmd.Flags(), "creds", "broker.creds")
 	cmd.AddCommand(&cobra.Command{
 		Use:   "config",
 		Short: "Print the configuration for a NATS server of your own",
@@ -175,7 +186,7 @@ operator, accounts and JetStream. It holds no secret keys.`,
 func (p *program) agentCommand() *cobra.Command {
 	var o app.AgentOptions
 	var join, joinFile string
-	heartbeat := durationFlag(0)
+	heartbeat := durationFlag(agent.DefaultHeartbeat)
 	cmd := &cobra.Command{
 		Use:   "agent",
 		Short: "Run the agent of a node",
@@ -221,7 +232,12 @@ user of the machine.`,
 	fs.StringVar(&o.FactsDir, "facts", "", "folder with facts of your own")
 	fs.StringSliceVar(&o.MethodDirs, "methods", nil, "folder with methods of your own; can be repeated")
 	fs.Var(&heartbeat, "heartbeat", "how often to say that the node is alive")
-	fs.Int64Var(&o.MaxOutput, "max-output", 0, "bytes of output that are kept of each stream of a run (0: the default)")
+	fs.Int64Var(&o.MaxOutput, "max-output", agent.DefaultMaxOutput, "bytes of output that are kept of each stream of a run")
+	for _, name := range []string{"state", "broker", "creds", "node", "fleet", "policy", "facts", "methods", "heartbeat"} {
+		setting(fs, name, "agent."+name)
+	}
+	setting(fs, "issuer", "agent.issuers")
+	setting(fs, "max-output", "agent.max_output")
 	return cmd
 }
 

@@ -432,5 +432,6 @@ stands in arguments is seen by every user of the machine.`,
 	cmd.Flags().StringVar(&policy, "policy", "", "file with the policy of the node")
 	cmd.Flags().StringArrayVar(&labelWords, "label", nil, "label for the node as `KEY=VALUE`; can be repeated")
 	cmd.Flags().StringVar(&o.Dir, "state", p.stateDir("fleet"), "folder of the fleet, as given to 'muster init'")
+	setting(cmd.Flags(), "state", "broker.state")
 	return cmd
 }

@@ -17,7 +17,9 @@ func WriteReference(w io.Writer) error {
 	// The default folder is another for each user; the page shows root's.
 	r := &reference{w: w, folder: p.stateDir("")}
 	r.print("# Reference\n\nWritten by `make docs` from the program's own help and schemas.\n\n## Commands\n")
-	r.command(p.root())
+	root := p.root()
+	r.command(root)
+	r.settings(root)
 	r.print("\n## Built-in methods\n")
 	for _, m := range builtinMethods() {
 		r.method(m.Spec())
@@ -58,6 +60,18 @@ func (r *reference) command(c *cobra.Command) {
 	}
 	for _, sub := range c.Commands() {
 		r.command(sub)
+	}
+}
+
+func (r *reference) settings(root *cobra.Command) {
+	r.print("\n## Settings\n\nWhat files and variables can set; see `muster config`.\n\n| key | variable | flag |\n| --- | --- | --- |\n")
+	r.print("| `%s` | `%s` | `--context` |\n", contextKey, variable(contextKey))
+	for _, b := range boundSettings(root) {
+		key := "`" + b.key + "`"
+		if b.list() {
+			key += " (list)"
+		}
+		r.print("| %s | `%s` | `--%s` |\n", key, variable(b.key), b.flags[0].Name)
 	}
 }
 

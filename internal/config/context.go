@@ -74,18 +74,32 @@ func ContextDir(name string) (string, error) {
 	return filepath.Join(home, "contexts", name), err
 }
 
-// Current is the name of the context to use: the given one if any, else that
-// of MUSTER_CONTEXT, else the one that was made current.
-func Current(chosen string) (string, error) {
-	if name := cmp.Or(chosen, os.Getenv("MUSTER_CONTEXT")); name != "" {
-		return name, nil
+// Chosen is the name of the context that the user chose, by MUSTER_CONTEXT or
+// with SetCurrent, and says by which; both are empty when none was chosen.
+func Chosen() (name, by string, err error) {
+	if name := os.Getenv("MUSTER_CONTEXT"); name != "" {
+		return name, "MUSTER_CONTEXT", nil
 	}
 	home, err := Home()
 	if err != nil {
-		return "", err
+		return "", "", err
 	}
-	data, err := readOptional(filepath.Join(home, "current"))
-	return cmp.Or(strings.TrimSpace(string(data)), DefaultContext), err
+	file := filepath.Join(home, "current")
+	data, err := readOptional(file)
+	if name = strings.TrimSpace(string(data)); name == "" {
+		return "", "", err
+	}
+	return name, file, err
+}
+
+// Current is the name of the context to use: the given one if any, else that
+// of MUSTER_CONTEXT, else the one that was made current.
+func Current(chosen string) (string, error) {
+	if chosen != "" {
+		return chosen, nil
+	}
+	name, _, err := Chosen()
+	return cmp.Or(name, DefaultContext), err
 }
 
 // SetCurrent makes a context the one that is used when none is chosen.

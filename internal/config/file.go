@@ -143,16 +143,12 @@ func (f field) expected() string {
 
 // parse reads a mapping with exactly the fields.
 func parse(file string, data []byte, fields []field) error {
-	var document yaml.Node
-	if err := yaml.Load(data, &document); err != nil {
-		if at, ok := errors.AsType[*yaml.LoadError](err); ok && at.Mark.Line > 0 {
-			return muster.Errorf(muster.Invalid, "%s:%d: not YAML: %w", file, at.Mark.Line, err)
-		}
-		return muster.Errorf(muster.Invalid, "%s: not YAML: %w", file, err).WithHint("expected %s", expected(fields))
+	root, err := parseYAML(file, data, expected(fields))
+	if err != nil {
+		return err
 	}
-	root := &document
-	if root.Kind == yaml.DocumentNode && len(root.Content) == 1 {
-		root = root.Content[0]
+	if root == nil {
+		return muster.Errorf(muster.Invalid, "%s: it is empty; expected %s", file, expected(fields))
 	}
 	if root.Kind != yaml.MappingNode {
 		return muster.Errorf(muster.Invalid, "%s:%d: expected a mapping with %s", file, max(root.Line, 1), expected(fields))
@@ -177,6 +173,37 @@ func parse(file string, data []byte, fields []field) error {
 		}
 	}
 	return nil
+}
+
+// parseYAML returns the document's outermost node, nil for an empty document.
+func parseYAML(file string, data []byte, what string) (*yaml.Node, error) {
+	if blank(data) {
+		return nil, nil
+	}
+	var document yaml.Node
+	if err := yaml.Load(data, &document); err != nil {
+		if at, ok := errors.AsType[*yaml.LoadError](err); ok && at.Mark.Line > 0 {
+			return nil, muster.Errorf(muster.Invalid, "%s:%d: not YAML: %w", file, at.Mark.Line, err)
+		}
+		return nil, muster.Errorf(muster.Invalid, "%s: not YAML: %w", file, err).WithHint("expected %s", what)
+	}
+	if document.Kind != yaml.DocumentNode {
+		return &document, nil
+	}
+	if len(document.Content) == 0 || document.Content[0].ShortTag() == "!!null" { // comments alone
+		return nil, nil
+	}
+	return document.Content[0], nil
+}
+
+// blank reports text that has no document: comments alone.
+func blank(data []byte) bool {
+	for line := range strings.Lines(string(data)) {
+		if line = strings.TrimSpace(line); line != "" && !strings.HasPrefix(line, "#") {
+			return false
+		}
+	}
+	return true
 }
 
 func (f field) set(n *yaml.Node) bool {
