@@ -168,6 +168,39 @@ func (c *Client) FlushOutbox(ctx context.Context) (int, error) {
 	return len(names), nil
 }
 
+// A Waiting send is in the outbox.
+type Waiting struct {
+	ID       muster.CommandID  `json:"id"`
+	Method   muster.Method     `json:"method"`
+	Nodes    []muster.NodeName `json:"nodes"`
+	Since    time.Time         `json:"since"`
+	Deadline time.Time         `json:"deadline"`
+}
+
+// Outbox lists the sends that wait in the outbox, in the order in which they
+// will be sent.
+func (c *Client) Outbox() ([]Waiting, error) {
+	if c.outbox == nil {
+		return nil, nil
+	}
+	names, err := c.outbox.list()
+	if err != nil {
+		return nil, err
+	}
+	var all []Waiting
+	for _, name := range names {
+		b, err := c.outbox.read(name)
+		switch {
+		case errors.Is(err, fs.ErrNotExist): // sent meanwhile
+		case err != nil:
+			return all, err
+		default:
+			all = append(all, Waiting{b.Sent.ID, b.Sent.Method, b.Sent.Nodes, b.Sent.IssuedAt, b.Sent.Deadline})
+		}
+	}
+	return all, nil
+}
+
 // OutboxLen returns the number of sends that wait in the outbox.
 func (c *Client) OutboxLen() (int, error) {
 	if c.outbox == nil {

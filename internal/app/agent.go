@@ -119,11 +119,14 @@ func join(ctx context.Context, o AgentOptions) error {
 			return muster.Errorf(muster.Conflict, "this is node %s already; the token is for %s", n.Node.Node, token.Node).
 				WithHint("choose another folder with --state")
 		}
-		o.Log.Info("this node has joined already; the token is ignored", "component", "app", "node", token.Node)
-		return nil
+		if !refused(ctx, o, n) {
+			o.Log.Info("this node has joined already; the token is ignored", "component", "app", "node", token.Node)
+			return nil
+		}
+		o.Log.Info("the broker refuses this node, which may have been removed; it joins again", "component", "app", "node", token.Node)
 	}
 	for wait := time.Second; ; wait = min(2*wait, 30*time.Second) {
-		err := enrol.Join(ctx, token, o.StateDir, time.Now(), o.Log)
+		err := enrol.Rejoin(ctx, token, o.StateDir, time.Now(), o.Log)
 		if kind := muster.KindOf(err); kind != muster.Unavailable && kind != muster.TimedOut {
 			return err
 		}
@@ -132,6 +135,79 @@ func join(ctx context.Context, o AgentOptions) error {
 			return muster.Errorf(muster.Interrupted, "stopped before this node could join: %w", err)
 		}
 	}
+}
+
+// refused reports whether the broker is there and refuses the credentials of a
+// node that has joined.
+func refused(ctx context.Context, o AgentOptions, n config.NodeFolder) bool {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	dial, _, err := dialNode(o, n)
+	if err != nil {
+		return false
+	}
+	conn, err := dial(ctx)
+	if err == nil {
+		conn.Close()
+	}
+	return muster.KindOf(err) == muster.Denied
+}
+
+// dialNode returns what connects a node to its broker, and the node's mailbox.
+func dialNode(o AgentOptions, n config.NodeFolder) (dial func(context.Context) (*bus.Conn, error), mailbox string, err error) {
+	userJWT, seed, err := config.ParseCreds(n.Credentials)
+	if err != nil {
+		return nil, "", err
+	}
+	name := muster.NodeName(n.Node.Node)
+	mailbox, api := enrol.Box(userJWT, n.Node.Prefix, name)
+	options := bus.Options{
+		URLs: n.Node.URLs, Name: "agent " + string(name), JWT: userJWT, Seed: string(seed.Reveal()),
+		CA: n.CA, Prefix: n.Node.Prefix, Inbox: bus.NodeInbox(name), API: api, Log: o.Log,
+	}
+	return func(ctx context.Context) (*bus.Conn, error) { return bus.Dial(ctx, options) }, mailbox, nil
+}
+
+// A gate dials less and less often once the broker refuses this node. It does
+// not give up: whoever runs the fleet may let the node in again, and nobody may
+// be near the machine to start its agent.
+type gate struct {
+	node    muster.NodeName
+	dial    func(context.Context) (*bus.Conn, error)
+	refused int // in a row
+}
+
+// The first refusals may be of a broker that has just started.
+const (
+	patientFor  = 3
+	refusedWait = 15 * time.Second
+	refusedMost = 5 * time.Minute
+)
+
+// wait is how long to wait before the next attempt.
+func (g *gate) wait() time.Duration {
+	if g.refused <= patientFor {
+		return 0
+	}
+	return min(refusedWait<<min(g.refused-patientFor-1, 10), refusedMost)
+}
+
+// open dials. One goroutine at a time may call it.
+func (g *gate) open(ctx context.Context) (*bus.Conn, error) {
+	if wait := g.wait(); wait > 0 && !pause(ctx, wait) {
+		return nil, ctx.Err()
+	}
+	conn, err := g.dial(ctx)
+	if muster.KindOf(err) != muster.Denied {
+		g.refused = 0
+		return conn, err
+	}
+	g.refused++
+	text := "%w; if this node was removed from the fleet, stop its agent, or invite it again with 'muster node invite %s' and start the agent with --join"
+	if wait := g.wait(); wait > 0 {
+		return nil, muster.Errorf(muster.Denied, text+"; the next attempt is in %s or more", err, g.node, wait)
+	}
+	return nil, muster.Errorf(muster.Denied, text, err, g.node)
 }
 
 // nodeFolder reads who this node is, from its folder and the options.
@@ -170,12 +246,12 @@ func newAgent(ctx context.Context, o AgentOptions, n config.NodeFolder) (*agent.
 	if err != nil {
 		return nil, err
 	}
-	userJWT, seed, err := config.ParseCreds(n.Credentials)
+	dial, mailbox, err := dialNode(o, n)
 	if err != nil {
 		return nil, err
 	}
 	name := muster.NodeName(n.Node.Node)
-	mailbox, api := enrol.Box(userJWT, n.Node.Prefix, name)
+	entrance := &gate{node: name, dial: dial}
 	version := cmp.Or(o.Version, buildVersion())
 	gather := func(ctx context.Context) (map[string]any, []error) {
 		return facts.Gather(ctx, facts.Options{Dir: o.FactsDir})
@@ -189,12 +265,7 @@ func newAgent(ctx context.Context, o AgentOptions, n config.NodeFolder) (*agent.
 	var once sync.Once
 	return agent.New(agent.Options{
 		Node: name, Mailbox: mailbox, Fleet: n.Node.Fleet, Version: version,
-		Dial: func(ctx context.Context) (*bus.Conn, error) {
-			return bus.Dial(ctx, bus.Options{
-				URLs: n.Node.URLs, Name: "agent " + string(name), JWT: userJWT, Seed: string(seed.Reveal()),
-				CA: n.CA, Prefix: n.Node.Prefix, Inbox: bus.NodeInbox(name), API: api, Log: o.Log,
-			})
-		},
+		Dial:     entrance.open,
 		StateDir: o.StateDir, Registry: registry, Plugins: plugins,
 		Verifier: verifier, Policy: policy.current, Facts: gather, EndOrphans: methods.EndTagged,
 		Heartbeat: o.Heartbeat, MaxOutput: o.MaxOutput, Log: o.Log,

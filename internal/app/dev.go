@@ -85,8 +85,9 @@ func RunDev(ctx context.Context, o DevOptions) error {
 
 // A dev is one development fleet.
 type dev struct {
-	o  DevOptions
-	mu sync.Mutex // held to write to Out
+	o        DevOptions
+	switched string     // what became of the context that was current before
+	mu       sync.Mutex // held to write to Out
 }
 
 func newDev(o DevOptions) (*dev, error) {
@@ -121,12 +122,22 @@ func (d *dev) print(f string, a ...any) {
 
 // prepare makes the fleet if there is none, and the context that leads to it.
 func (d *dev) prepare() error {
+	before, by, err := config.Chosen()
+	switch {
+	case err != nil:
+		return err
+	case before == "" || before == d.o.ContextName:
+	case by == "MUSTER_CONTEXT":
+		d.switched = fmt.Sprintf(", but MUSTER_CONTEXT chooses %q:\nunset it, or add --context %s to what follows", before, d.o.ContextName)
+	default:
+		d.switched = fmt.Sprintf(" and is the current one now.\nThe one before was %q; back to it: muster context use %s", before, before)
+	}
 	if !config.FleetExists(d.fleetDir()) {
 		port, err := freePort()
 		if err != nil {
 			return err
 		}
-		_, err = Init(InitOptions{Dir: d.fleetDir(), Name: "dev", Port: port, Context: d.o.ContextName})
+		_, err = Init(InitOptions{Dir: d.fleetDir(), Name: "dev", Port: port, Context: d.o.ContextName, Replace: true})
 		return err
 	}
 	fleet, err := config.OpenFleet(d.fleetDir())
@@ -186,7 +197,7 @@ func (d *dev) runNodes(ctx context.Context) error {
 		d.print("%-10s %-8d %s\n", d.nodeName(k), c.cmd.Process.Pid, d.nodeDir(k))
 		running.Go(func() { d.supervise(ctx, k, c) })
 	}
-	d.print("\nThe context %q leads here. Try, in another terminal:\n\n  muster node ls\n  muster run -t all -- uname -a\n  muster run -t role=web -- uptime\n\nCtrl-C ends it; the state stays in %s.\n", d.o.ContextName, d.o.Dir)
+	d.print("\nThe context %q leads here%s. Try, in another terminal:\n\n  muster node ls\n  muster run -t all -- uname -a\n  muster run -t role=web -- uptime\n\nCtrl-C ends it; the state stays in %s.\n", d.o.ContextName, d.switched, d.o.Dir)
 	<-ctx.Done()
 	return nil
 }

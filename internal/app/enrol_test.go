@@ -3,6 +3,7 @@ package app_test
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"testing"
@@ -120,6 +121,13 @@ func TestRemovedNodeIsPutOut(t *testing.T) {
 		}
 		if all, err := ff.Revocations(); err != nil || len(all) != 1 {
 			t.Errorf("revocations: %v, %v", all, err)
+		}
+		// The same machine may come back with its folder.
+		if err := enrol.Rejoin(f.ctx(), f.invite("n"), dir, time.Now(), slog.New(slog.DiscardHandler)); err != nil {
+			t.Fatal(err)
+		}
+		if _, _, err := f.dial(dir); err != nil {
+			t.Errorf("the removed node, invited again: %v", err)
 		}
 	})
 }

@@ -34,6 +34,9 @@ type InitOptions struct {
 	Port    int      // default broker.DefaultPort
 	Context string   // of the first operator; default config.DefaultContext
 	Caller  string   // name of the first operator; default that of the user
+	// Replace allows that a context of this name is there already. Its
+	// credentials and identity are lost.
+	Replace bool
 }
 
 // InitResult says what was made.
@@ -62,6 +65,10 @@ func Init(o InitOptions) (InitResult, error) {
 	contextDir, err := config.ContextDir(o.Context) // before anything is made
 	if err != nil {
 		return InitResult{}, err
+	}
+	if c, err := config.ReadContext(contextDir); err == nil && !o.Replace {
+		return InitResult{}, muster.Errorf(muster.Conflict, "there is a context %q already, which leads to fleet %s", o.Context, c.Fleet).
+			WithHint("name another one with --context")
 	}
 	if err := createFleet(dir, o); err != nil {
 		return InitResult{}, err

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"strings"
 	"testing"
 	"time"
 
@@ -50,5 +51,31 @@ func TestRetryAsTheFirstTime(t *testing.T) {
 				t.Errorf("got %+v, want %+v", got, test.want)
 			}
 		})
+	}
+}
+
+func TestUnknownMethodSaysWhereToLook(t *testing.T) {
+	code, _, errs := try(t.Context(), &fakeSDK{nodes: two(true)}, "send", "nothing.like.it", "-t", "all")
+	if code != ExitError || !strings.Contains(errs, "hint: 'muster method ls'") {
+		t.Errorf("got exit code %d and %q", code, errs)
+	}
+}
+
+func TestWaitShowsShortOutput(t *testing.T) {
+	done := endedAs(muster.Done, 0, "one\ntwo")
+	done.Result.Output = []byte(`{"text":"hi"}`)
+	long := endedAs(muster.Done, 0, strings.Repeat("x", 5000))
+	f := &fakeSDK{nodes: two(true), outcome: map[muster.NodeName]client.Status{"a": done, "bb": long}}
+	_, out, _ := try(t.Context(), f, "send", "echo", "hello", "-t", "all", "--wait")
+	want := `NODE  STATE  EXIT  TIME  REASON
+a     done   0     -     -
+  {"text":"hi"}
+  one
+  two
+bb    done   0     -     -
+  5000 bytes on stdout: muster command show S1@bb
+`
+	if out != want {
+		t.Errorf("got\n%s\nwant\n%s", out, want)
 	}
 }

@@ -15,16 +15,18 @@ import (
 	"github.com/musterfleet/muster"
 	"github.com/musterfleet/muster/internal/agent"
 	"github.com/musterfleet/muster/internal/app"
+	"github.com/musterfleet/muster/internal/config"
 )
 
-// stateDir is the default folder of a part of muster: under /var/lib/muster
-// for root, under the user's folder of state for others.
+// stateDir is the default folder of a part of muster: under XDG_STATE_HOME
+// where that is set, else under /var/lib/muster for root and under the user's
+// folder of state for others.
 func (p *program) stateDir(part string) string {
 	switch home := p.env("XDG_STATE_HOME"); {
-	case os.Geteuid() == 0:
-		return filepath.Join("/var/lib/muster", part)
 	case filepath.IsAbs(home):
 		return filepath.Join(home, "muster", part)
+	case os.Geteuid() == 0:
+		return filepath.Join("/var/lib/muster", part)
 	}
 	return filepath.Join(p.env("HOME"), ".local/state/muster", part)
 }
@@ -95,9 +97,20 @@ machine alone.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			o.Context = p.context
+			before, by, err := config.Chosen()
+			if err != nil {
+				return err
+			}
 			r, err := p.back.Init(o)
 			if err != nil {
 				return err
+			}
+			switch {
+			case before == "" || before == r.Context:
+			case by == "MUSTER_CONTEXT":
+				p.say("MUSTER_CONTEXT still chooses %s; unset it to use %s", clean(before), r.Context)
+			default:
+				p.say("the current context was %s and is %s now; back to it: muster context use %[1]s", clean(before), r.Context)
 			}
 			data := map[string]any{
 				"fleet": r.Fleet.ID, "name": r.Fleet.Name, "urls": r.Fleet.URLs, "state": o.Dir,

@@ -72,7 +72,11 @@ func catalogueOf(nodes []client.Node) (*catalogue, error) {
 func (c *catalogue) spec(name muster.Method) (method.Spec, error) {
 	m, ok := c.registry.Lookup(name)
 	if !ok {
-		return method.Spec{}, c.registry.NotFound(name)
+		e := c.registry.NotFound(name)
+		if e.Hint == "" {
+			e = e.WithHint("'muster method ls' lists the methods of all nodes")
+		}
+		return method.Spec{}, e
 	}
 	return m.Spec(), nil
 }

@@ -82,13 +82,19 @@ and not finished. A node that is away gets its commands when it comes back.`,
 					p.say("there are no nodes yet; invite one with: muster node invite NAME")
 					return nil
 				}
-				return list(p, nodes, func() *table {
+				if err := list(p, nodes, func() *table {
 					t := newTable("NODE", "STATE", "LAST SEEN", "VERSION", "QUEUE", "LABELS", "PROBLEMS")
 					for _, n := range nodes {
 						t.row(n.Name, onlineCell(n), ago(p.now(), n.LastSeen), n.Version, n.Queue, labelText(n.Labels), strings.Join(n.Problems, "; "))
 					}
 					return t
-				})
+				}); err != nil {
+					return err
+				}
+				if p.format == "table" {
+					p.say("%d of %s online", len(online(nodes)), plural(len(nodes), "node"))
+				}
+				return nil
 			})
 		},
 	}

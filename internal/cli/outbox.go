@@ -3,9 +3,10 @@ package cli
 import (
 	"context"
 	"fmt"
-	"io"
 
 	"github.com/spf13/cobra"
+
+	"github.com/musterfleet/muster"
 )
 
 func (p *program) outboxCommand() *cobra.Command {
@@ -22,20 +23,28 @@ is sent, in order, before whatever is sent next from the same context, or by
 		&cobra.Command{
 			Use:     "ls",
 			Aliases: []string{"list"},
-			Short:   "Say how much waits in the outbox",
-			Long:    `Say how many sends wait in the outbox of this machine.`,
+			Short:   "List what waits in the outbox",
+			Long: `List the sends that wait in the outbox of this machine, in the order in which
+they will be sent. The broker is not asked.`,
 			Example: `  muster outbox ls
   muster outbox ls -o json`,
 			Args: cobra.NoArgs,
 			RunE: func(cmd *cobra.Command, _ []string) error {
 				return p.ask(cmd.Context(), func(_ context.Context, c SDK) error {
-					n, err := c.OutboxLen()
+					all, err := c.Outbox()
 					if err != nil {
 						return err
 					}
-					return show(p, map[string]int{"waiting": n}, func(w io.Writer) error {
-						_, err := fmt.Fprintf(w, "%s in the outbox\n", verb(n, "send waits", "sends wait"))
-						return err
+					if len(all) == 0 && p.format == "table" {
+						p.say("the outbox is empty")
+						return nil
+					}
+					return list(p, all, func() *table {
+						t := newTable("ID", "METHOD", "NODES", "SINCE", "DEADLINE")
+						for _, w := range all {
+							t.row(w.ID, w.Method, nodesText(w.Nodes), ago(p.now(), w.Since), ago(p.now(), w.Deadline))
+						}
+						return t
 					})
 				})
 			},
@@ -61,4 +70,20 @@ is sent, in order, before whatever is sent next from the same context, or by
 		},
 	)
 	return cmd
+}
+
+// nodesText names a few nodes and counts the others.
+func nodesText(nodes []muster.NodeName) string {
+	const most = 3
+	text := ""
+	for i, n := range nodes {
+		if i == most && len(nodes) > most+1 {
+			return text + fmt.Sprintf(" and %d more", len(nodes)-most)
+		}
+		if i > 0 {
+			text += " "
+		}
+		text += string(n)
+	}
+	return text
 }

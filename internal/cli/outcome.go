@@ -179,6 +179,33 @@ func codeOf(all []client.Status) int {
 	return ExitOK
 }
 
+// shortOutput is the size in bytes of what is shown under a row.
+const shortOutput = 500
+
+func outputNotes(t *table, s client.Status) {
+	show := func(what string, size int64, text []byte) {
+		switch {
+		case size == 0:
+		case size > shortOutput || int64(len(text)) != size:
+			t.note(fmt.Sprintf("%s on %s: muster command show %s", plural(int(size), "byte"), what, muster.Key{ID: s.ID, Node: s.Node}))
+		default:
+			for line := range strings.Lines(string(text)) {
+				t.note(strings.TrimRight(line, "\r\n"))
+			}
+		}
+	}
+	r := s.Result
+	var value bytes.Buffer
+	if json.Compact(&value, r.Output) != nil {
+		value.Reset()
+	}
+	if text := value.String(); text != "{}" && text != "null" {
+		show("output", int64(value.Len()), value.Bytes())
+	}
+	show("stdout", r.Stdout.Size, r.Stdout.Inline)
+	show("stderr", r.Stderr.Size, r.Stderr.Inline)
+}
+
 // commandTable shows one command on each line.
 func (p *program) commandTable(all []client.Status) *table {
 	t := newTable("ID", "NODE", "METHOD", "STATE", "EXIT", "SENT", "TOOK", "REASON")
@@ -188,11 +215,15 @@ func (p *program) commandTable(all []client.Status) *table {
 	return t
 }
 
-// summaryTable shows what became of one send.
-func summaryTable(all []client.Status, notSent []muster.NodeName) *table {
+// summaryTable shows what became of one send; with output, also what came of
+// it where that is short.
+func summaryTable(all []client.Status, notSent []muster.NodeName, output bool) *table {
 	t := newTable("NODE", "STATE", "EXIT", "TIME", "REASON")
 	for _, s := range all {
 		t.row(s.Node, stateCell(s.State), exitText(s), took(s), reason(s))
+		if output && s.Result != nil {
+			outputNotes(t, s)
+		}
 	}
 	for _, n := range notSent {
 		t.row(n, cell{"not sent", dim}, "", "", "the rolling send stopped before this node")

@@ -27,7 +27,7 @@ type SDK interface {
 	SetLabels(ctx context.Context, node muster.NodeName, set map[string]string, remove []string) error
 	RemoveNode(ctx context.Context, node muster.NodeName) error
 	FlushOutbox(ctx context.Context) (sent int, err error)
-	OutboxLen() (int, error)
+	Outbox() ([]client.Waiting, error)
 	Check(ctx context.Context) client.Health
 }
 

@@ -405,7 +405,7 @@ func (p *program) interrupted(id muster.CommandID) {
 }
 
 func (s *sending) summary(ctx context.Context, w *watch, all []client.Status, notSent []muster.NodeName) error {
-	t := summaryTable(all, notSent)
+	t := summaryTable(all, notSent, !s.live)
 	switch {
 	case s.p.format == "table" && s.live:
 		return t.write(s.p.stderr, s.p.errTerm)

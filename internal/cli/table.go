@@ -17,8 +17,9 @@ type cell struct {
 // A table is rows under headings. It fits the width of its terminal: the
 // widest column gives way.
 type table struct {
-	head []string
-	rows [][]cell
+	head  []string
+	rows  [][]cell
+	below map[int][]string // lines under a row
 }
 
 func newTable(head ...string) *table { return &table{head: head} }
@@ -38,6 +39,15 @@ func (t *table) row(values ...any) {
 		cells[i] = c
 	}
 	t.rows = append(t.rows, cells)
+}
+
+// note adds a line under the last row.
+func (t *table) note(text string) {
+	if t.below == nil {
+		t.below = map[int][]string{}
+	}
+	last := len(t.rows) - 1
+	t.below[last] = append(t.below[last], text)
 }
 
 const gap = 2 // spaces between columns
@@ -96,8 +106,15 @@ func (t *table) write(w io.Writer, on terminal) error {
 		head[i] = cell{h, dim}
 	}
 	line(head)
-	for _, r := range t.rows {
+	for i, r := range t.rows {
 		line(r)
+		for _, text := range t.below[i] {
+			text = strings.Repeat(" ", gap) + strings.TrimRight(cleanLine(text, false), " ")
+			if on.width > 0 {
+				text = runewidth.Truncate(text, on.width, "…")
+			}
+			b.WriteString(text + "\n")
+		}
 	}
 	_, err := io.WriteString(w, b.String())
 	return err

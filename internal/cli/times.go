@@ -17,14 +17,34 @@ func ago(now, t time.Time) string {
 	case d > -time.Second && d < time.Second:
 		return "now"
 	case d < 0:
-		return "in " + short(-d)
+		return "in " + short(nearestUnit(-d))
 	}
 	return short(d) + " ago"
+}
+
+// nearestUnit rounds to the unit in which short says it, so that a deadline
+// that was set to a week from now is in 7 days and not in 6.
+func nearestUnit(d time.Duration) time.Duration {
+	switch {
+	case d >= 47*time.Hour:
+		return d.Round(24 * time.Hour)
+	case d >= 119*time.Minute:
+		return d.Round(time.Hour)
+	case d >= 119*time.Second:
+		return d.Round(time.Minute)
+	case d >= 10*time.Second:
+		return d.Round(time.Second)
+	}
+	return d
 }
 
 // short is a duration in its largest unit.
 func short(d time.Duration) string {
 	switch {
+	case d >= time.Hour && d < 2*time.Hour && d%time.Hour == 0:
+		return "1h"
+	case d == time.Minute:
+		return "1m"
 	case d < time.Millisecond:
 		return fmt.Sprintf("%dµs", d.Microseconds())
 	case d < time.Second:

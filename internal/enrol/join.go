@@ -21,12 +21,18 @@ import (
 // the token is presented, so that Join can be called again after a crash or a
 // lost answer.
 func Join(ctx context.Context, token aaa.Token, dir string, now time.Time, log *slog.Logger) error {
-	if token.Expired(now) {
-		return refusedf("the token expired at %s", token.Expires.Format(time.RFC3339))
-	}
 	if config.NodeExists(dir) {
 		return muster.Errorf(muster.Conflict, "a node has joined with the folder %s already", dir).
 			WithHint("choose another folder with --state")
+	}
+	return Rejoin(ctx, token, dir, now, log)
+}
+
+// Rejoin is Join for a folder whose node was removed from the fleet and is
+// invited again: its credentials are replaced, journal and policy stay.
+func Rejoin(ctx context.Context, token aaa.Token, dir string, now time.Time, log *slog.Logger) error {
+	if token.Expired(now) {
+		return refusedf("the token expired at %s", token.Expires.Format(time.RFC3339))
 	}
 	prefix := prefixOf(token)
 	seed, err := config.JoinKey(filepath.Join(dir, "join.seed"))
