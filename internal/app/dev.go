@@ -197,7 +197,7 @@ func (d *dev) runNodes(ctx context.Context) error {
 		d.print("%-10s %-8d %s\n", d.nodeName(k), c.cmd.Process.Pid, d.nodeDir(k))
 		running.Go(func() { d.supervise(ctx, k, c) })
 	}
-	d.print("\nThe context %q leads here%s. Try, in another terminal:\n\n  muster node ls\n  muster run -t all -- uname -a\n  muster run -t role=web -- uptime\n\nCtrl-C ends it; the state stays in %s.\n", d.o.ContextName, d.switched, d.o.Dir)
+	d.print("\nThe context %q leads here%s.\n\nTry, in another terminal:\n\n  muster node ls\n  muster run -t all -- uname -a\n  muster run -t role=web -- uptime\n\nCtrl-C ends it; the state stays in %s.\n", d.o.ContextName, d.switched, d.o.Dir)
 	<-ctx.Done()
 	return nil
 }

@@ -22,6 +22,7 @@ type SDK interface {
 	Cancel(ctx context.Context, id muster.CommandID, nodes []muster.NodeName, reason string) error
 	Events(ctx context.Context, q client.EventQuery, handle func(client.Event) error) error
 	DeadLetters(ctx context.Context, node muster.NodeName) ([]client.DeadLetter, error)
+	DeadLetterCount(ctx context.Context) (uint64, error)
 	Requeue(ctx context.Context, seq uint64) error
 	DropDeadLetter(ctx context.Context, seq uint64) error
 	SetLabels(ctx context.Context, node muster.NodeName, set map[string]string, remove []string) error
