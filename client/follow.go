@@ -305,8 +305,19 @@ func (c *Client) Output(ctx context.Context, s Status, stream string, w io.Write
 		return err
 	}
 	st := &streamState{attempt: attempts(&s)}
-	err := c.with(ctx, func(conn *bus.Conn) error { return copyOutput(ctx, conn, s.Key, stream, o.Size, st, w) })
-	if st.offset < o.Size && (err == nil || ctx.Err() == nil) {
+	var err error
+	for {
+		before := st.offset
+		err = c.with(ctx, func(conn *bus.Conn) error { return copyOutput(ctx, conn, s.Key, stream, o.Size, st, w) })
+		if st.offset == before || muster.KindOf(err) != muster.Unavailable {
+			break // otherwise what was lost is the connection, and some came: go on there
+		}
+	}
+	switch {
+	case st.offset < o.Size && ctx.Err() == nil && muster.KindOf(err) == muster.Unavailable:
+		return muster.Errorf(muster.Unavailable, "the connection to the broker was lost after %d of %d bytes of %s: %w", st.offset, o.Size, stream, err).
+			WithHint("the rest is with the broker; ask again when it is back")
+	case st.offset < o.Size && (err == nil || ctx.Err() == nil):
 		return muster.Errorf(muster.Unavailable, "%d of %d bytes of %s are here", st.offset, o.Size, stream).
 			WithHint("the node sends the rest when it is connected; the broker keeps output for a limited time")
 	}

@@ -61,7 +61,7 @@ func (c *Conn) read(ctx context.Context, q Query, follow bool, handle func(Store
 	if info.NumPending == 0 && !follow {
 		return nil
 	}
-	messages, err := consumer.Messages()
+	messages, err := consumer.Messages(jetstream.PullMaxBytes(readAhead))
 	if err != nil {
 		return natsError(err, "read stream "+q.Stream)
 	}
@@ -87,6 +87,11 @@ func (c *Conn) read(ctx context.Context, q Query, follow bool, handle func(Store
 		}
 	}
 }
+
+// readAhead is how many bytes the broker may send ahead. Counted in messages, as
+// it would be otherwise, large ones exceed what a broker keeps for one
+// connection (64 MiB by default), and it closes that.
+const readAhead = 8 << 20
 
 // dropConsumer is a courtesy: the broker would drop it a minute later.
 func (c *Conn) dropConsumer(stream, name string) {

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"io"
@@ -237,30 +238,40 @@ type lines struct {
 
 func (l *lines) Write(b []byte) (int, error) {
 	l.rest = append(l.rest, b...)
-	for {
-		i := slices.Index(l.rest, '\n')
-		if i < 0 {
-			return len(b), nil
-		}
-		if err := l.print(l.rest[:i]); err != nil {
-			return 0, err
-		}
-		l.rest = l.rest[i+1:]
+	i := bytes.LastIndexByte(l.rest, '\n')
+	if i < 0 && len(l.rest) < maxLine {
+		return len(b), nil
 	}
+	if i < 0 { // a line without end must not fill the memory
+		i = len(l.rest) - 1
+	}
+	err := l.print(l.rest[:i+1])
+	l.rest = append(l.rest[:0], l.rest[i+1:]...)
+	return len(b), err
 }
 
-func (l *lines) print(line []byte) error {
-	text := string(line)
-	if l.on.is {
-		text = cleanLine(strings.TrimSuffix(text, "\r"), l.on.color)
+// print writes text, in one go.
+func (l *lines) print(text []byte) error {
+	if !l.on.is { // a file gets the bytes as they are
+		_, err := l.w.Write(text)
+		return err
 	}
-	_, err := io.WriteString(l.w, text+"\n")
+	var out strings.Builder
+	for line := range strings.Lines(string(text)) {
+		body, ended := strings.CutSuffix(line, "\n")
+		out.WriteString(cleanLine(strings.TrimSuffix(body, "\r"), l.on.color))
+		if ended {
+			out.WriteByte('\n')
+		}
+	}
+	_, err := io.WriteString(l.w, out.String())
 	return err
 }
 
+// end ends the last line.
 func (l *lines) end() {
 	if len(l.rest) > 0 {
-		_ = l.print(l.rest) // the next write to stdout fails as well
+		_ = l.print(append(l.rest, '\n')) // the next write to stdout fails as well
 		l.rest = nil
 	}
 }

@@ -73,11 +73,10 @@ be queued again when the cause is mended.`,
 					if err != nil {
 						return err
 					}
-					i := slices.IndexFunc(all, func(d client.DeadLetter) bool { return d.Seq == seqs[0] })
-					if i < 0 {
-						return muster.Errorf(muster.NotFound, "there is no dead letter %d", seqs[0]).WithHint("'muster deadletter ls' lists them")
+					d, err := oneDeadLetter(all, seqs[0])
+					if err != nil {
+						return err
 					}
-					d := all[i]
 					return show(p, d, func(w io.Writer) error {
 						fmt.Fprintf(w, "seq     %d\nnode    %s\ntime    %s\nreason  %s\nsize    %s\n", d.Seq, d.Node, stamp(d.Time), clean(d.Reason), plural(d.Size, "byte"))
 						_, err := fmt.Fprintf(w, "data    %s\n", strconv.QuoteToGraphic(string(d.Data)))
@@ -104,11 +103,20 @@ func (p *program) deadLetterChange(use, short, long, done string, change func(SD
 			if err != nil {
 				return err
 			}
-			if dry {
-				p.say("dry run: %s would be %s", plural(len(seqs), "dead letter"), done)
-				return nil
-			}
 			return p.ask(cmd.Context(), func(ctx context.Context, c SDK) error {
+				all, err := c.DeadLetters(ctx, "")
+				if err != nil {
+					return err
+				}
+				for _, seq := range seqs { // all are looked for before the first is touched
+					if _, err := oneDeadLetter(all, seq); err != nil {
+						return err
+					}
+				}
+				if dry {
+					p.say("dry run: %s would be %s", plural(len(seqs), "dead letter"), done)
+					return nil
+				}
 				for _, seq := range seqs {
 					if err := change(c, ctx, seq); err != nil {
 						return fmt.Errorf("dead letter %d: %w", seq, err)
@@ -122,6 +130,14 @@ func (p *program) deadLetterChange(use, short, long, done string, change func(SD
 	cmd.Example = fmt.Sprintf("  muster deadletter %s 17\n  muster deadletter %[1]s 17 18 19 --dry-run", cmd.Name())
 	cmd.Flags().BoolVar(&dry, "dry-run", false, "change nothing")
 	return cmd
+}
+
+func oneDeadLetter(all []client.DeadLetter, seq uint64) (client.DeadLetter, error) {
+	i := slices.IndexFunc(all, func(d client.DeadLetter) bool { return d.Seq == seq })
+	if i < 0 {
+		return client.DeadLetter{}, muster.Errorf(muster.NotFound, "there is no dead letter %d", seq).WithHint("'muster deadletter ls' lists them")
+	}
+	return all[i], nil
 }
 
 func sequences(args []string) ([]uint64, error) {

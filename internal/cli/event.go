@@ -15,7 +15,9 @@ func (p *program) eventCommand() *cobra.Command {
 	cmd := group(&cobra.Command{
 		Use:   "event",
 		Short: "See what happened on nodes",
-		Long: `An event is something that happened on a node, besides the states of commands.
+		Long: `An event is something that happened on a node, besides the states of commands:
+journal-unreadable (the node lost what it knew of its commands) or orphans
+(processes of an interrupted command could not be ended).
 
 Each decision of a node is an event of the type audit, with the line of its audit
 log. These are many, and only shown with --type audit.`,
@@ -95,16 +97,19 @@ line of JSON.`,
 				if since > 0 {
 					from = p.since(since)
 				}
-				return events(ctx, c, client.EventQuery{Type: kind, Since: from, Follow: true}, func(e client.Event) error {
-					switch p.format {
-					case "json", "jsonl":
-						return p.line(e)
-					case "yaml":
-						return p.data([]client.Event{e}) // the parts together are one list
-					}
-					name := p.outTerm.paint(nodeColor(string(e.Node)), string(e.Node))
-					_, err := fmt.Fprintf(p.stdout, "%s  %s  %s  %s\n", e.Time.Local().Format("15:04:05"), name, clean(e.Type), clean(e.Message))
-					return err
+				seen := map[eventKey]bool{}
+				return p.keepFollowing(ctx, from, func(from time.Time) error {
+					return events(ctx, c, client.EventQuery{Type: kind, Since: from, Follow: true}, func(e client.Event) error {
+						key := eventKey{e.Node, e.Type, e.Time.UnixNano()}
+						if seen[key] {
+							return nil
+						}
+						if len(seen) >= maxSeen {
+							clear(seen)
+						}
+						seen[key] = true
+						return p.printEvent(e)
+					})
 				})
 			})
 		},
@@ -112,6 +117,55 @@ line of JSON.`,
 	cmd.Flags().Var(&since, "since", "begin with those of the last time")
 	cmd.Flags().StringVar(&kind, "type", "", "only of this type")
 	return cmd
+}
+
+func (p *program) printEvent(e client.Event) error {
+	switch p.format {
+	case "json", "jsonl":
+		return p.line(e)
+	case "yaml":
+		return p.data([]client.Event{e}) // the parts together are one list
+	}
+	name := p.outTerm.paint(nodeColor(string(e.Node)), string(e.Node))
+	_, err := fmt.Fprintf(p.stdout, "%s  %s  %s  %s\n", e.Time.Local().Format("15:04:05"), name, clean(e.Type), clean(e.Message))
+	return err
+}
+
+// An eventKey tells apart what is read again after the broker was away.
+type eventKey struct {
+	node muster.NodeName
+	kind string
+	time int64
+}
+
+const (
+	maxSeen     = 10_000 // events that are remembered as printed
+	followAgain = 2 * time.Second
+	followBack  = time.Minute // by how much our clock may be ahead of the broker's
+)
+
+// keepFollowing calls follow again after the broker was away, from a little
+// before that. A broker that is away at the start is an error at once.
+func (p *program) keepFollowing(ctx context.Context, from time.Time, follow func(from time.Time) error) error {
+	began := p.now()
+	err := follow(from)
+	if p.now().Sub(began) < followAgain || muster.KindOf(err) != muster.Unavailable || ctx.Err() != nil {
+		return err
+	}
+	for said := false; ; {
+		if !said {
+			p.say("the broker is away; this goes on when it is back")
+			from = p.now().Add(-followBack)
+		}
+		if !sleep(ctx, followAgain) {
+			return ctx.Err()
+		}
+		began = p.now()
+		if err = follow(from); muster.KindOf(err) != muster.Unavailable || ctx.Err() != nil {
+			return err
+		}
+		said = p.now().Sub(began) < followAgain // else it was back for a while
+	}
 }
 
 func (p *program) since(d durationFlag) time.Time {

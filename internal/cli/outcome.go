@@ -199,7 +199,8 @@ func outputNotes(t *table, s client.Status) {
 	if json.Compact(&value, r.Output) != nil {
 		value.Reset()
 	}
-	if text := value.String(); text != "{}" && text != "null" {
+	// What shell.run returns beside its streams is in the columns.
+	if text := value.String(); text != "{}" && text != "null" && s.Method != "shell.run" {
 		show("output", int64(value.Len()), value.Bytes())
 	}
 	show("stdout", r.Stdout.Size, r.Stdout.Inline)

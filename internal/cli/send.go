@@ -288,6 +288,7 @@ func (s *sending) receipt(r client.Receipt, nodes []client.Node) error {
 	}
 	text += plural(len(r.Nodes), "node")
 	switch {
+	case r.Outbox: // which nodes are away is not known
 	case away > 0 && away == len(r.Nodes):
 		text += fmt.Sprintf(", away now: the command waits until the deadline (%s)", ago(s.p.now(), r.Deadline))
 	case away > 0:

@@ -214,16 +214,12 @@ const maxLine = 64 << 10
 
 func (w *watch) print(node muster.NodeName, stream string, s *shown, data []byte) {
 	s.rest = append(s.rest, data...)
-	for {
-		i := bytes.IndexByte(s.rest, '\n')
-		if i < 0 {
-			if len(s.rest) > maxLine {
-				w.flush(node, stream, s)
-			}
-			return
-		}
+	if i := bytes.LastIndexByte(s.rest, '\n'); i >= 0 {
 		w.output(node, stream, s.rest[:i])
-		s.rest = s.rest[i+1:]
+		s.rest = append(s.rest[:0], s.rest[i+1:]...)
+	}
+	if len(s.rest) > maxLine {
+		w.flush(node, stream, s)
 	}
 }
 
@@ -234,18 +230,23 @@ func (w *watch) flush(node muster.NodeName, stream string, s *shown) {
 	}
 }
 
-func (w *watch) output(node muster.NodeName, stream string, line []byte) {
+// output prints lines, of which the last needs no line break, in one go.
+func (w *watch) output(node muster.NodeName, stream string, text []byte) {
 	w.clear()
 	to, on := w.p.stdout, w.p.outTerm
 	if stream == "stderr" {
 		to, on = w.p.stderr, w.p.errTerm
 	}
-	text := strings.TrimSuffix(string(line), "\r")
-	if on.is { // a file gets the bytes as they are
-		text = cleanLine(text, on.color)
+	name := on.paint(nodeColor(string(node)), string(node)) + strings.Repeat(" ", max(0, w.pad-len(node))) + " | "
+	var b strings.Builder
+	for line := range strings.SplitSeq(string(text), "\n") {
+		line = strings.TrimSuffix(line, "\r")
+		if on.is { // a file gets the bytes as they are
+			line = cleanLine(line, on.color)
+		}
+		b.WriteString(name + line + "\n")
 	}
-	name := on.paint(nodeColor(string(node)), string(node))
-	fmt.Fprintf(to, "%s%s | %s\n", name, strings.Repeat(" ", max(0, w.pad-len(node))), text)
+	_, _ = io.WriteString(to, b.String()) // the summary fails as well
 }
 
 // progress draws one line on stderr, on terminals only.
