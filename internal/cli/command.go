@@ -135,7 +135,8 @@ code, and stdout and stderr apart and whole.`,
 		Example: `  muster command show 01JD3Z5K8Q
   muster command show 01JD3Z5K8Q@web1
   muster command show 01JD3Z5K8Q@web1 -o json | jq -r '.[0].stdout'`,
-		Args: cobra.ExactArgs(1),
+		Args:              cobra.ExactArgs(1),
+		ValidArgsFunction: p.completeCommands,
 		RunE: keyed(func(cmd *cobra.Command, key muster.Key) error {
 			return p.with(cmd.Context(), func(ctx context.Context, c SDK) error {
 				quick, cancel := context.WithTimeout(ctx, patience)
@@ -285,7 +286,8 @@ func (p *program) commandFollow() *cobra.Command {
 away included, and show the output of the runs. Ctrl-C ends the following only.`,
 		Example: `  muster command follow 01JD3Z5K8Q
   muster command follow 01JD3Z5K8Q --wait-for 10m -o jsonl`,
-		Args: cobra.ExactArgs(1),
+		Args:              cobra.ExactArgs(1),
+		ValidArgsFunction: p.completeSends,
 		RunE: keyed(func(cmd *cobra.Command, key muster.Key) error {
 			if key.Node != "" {
 				return usagef(cmd, "expected an ID alone: a send is followed as a whole")
@@ -328,7 +330,8 @@ has heard of it: a node that is away hears of it when it comes back, before it
 runs anything.`,
 		Example: `  muster command cancel 01JD3Z5K8Q
   muster command cancel 01JD3Z5K8Q@web1 --reason "wrong branch"`,
-		Args: cobra.ExactArgs(1),
+		Args:              cobra.ExactArgs(1),
+		ValidArgsFunction: p.completeCommands,
 		RunE: keyed(func(cmd *cobra.Command, key muster.Key) error {
 			return p.ask(cmd.Context(), func(ctx context.Context, c SDK) error {
 				all, err := c.Command(ctx, key)
@@ -385,7 +388,8 @@ Timeout, retries, --noseq and --idempotent are those of the first time unless
 given, and there is as much time until the deadline as there was then.`,
 		Example: `  muster command retry 01JD3Z5K8Q
   muster command retry 01JD3Z5K8Q@web1 --wait`,
-		Args: cobra.ExactArgs(1),
+		Args:              cobra.ExactArgs(1),
+		ValidArgsFunction: p.completeCommands,
 		RunE: keyed(func(cmd *cobra.Command, key muster.Key) error {
 			if err := f.checkBounds(cmd); err != nil {
 				return err

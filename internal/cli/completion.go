@@ -2,7 +2,9 @@ package cli
 
 import (
 	"context"
+	"io"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -30,7 +32,11 @@ commands and flags, and the names of nodes and methods as the broker knows them.
 			root := cmd.Root()
 			switch args[0] {
 			case "bash":
-				return root.GenBashCompletionV2(p.stdout, true)
+				if err := root.GenBashCompletionV2(p.stdout, true); err != nil {
+					return err
+				}
+				_, err := io.WriteString(p.stdout, bashWithout)
+				return err
 			case "zsh":
 				return root.GenZshCompletion(p.stdout)
 			case "fish":
@@ -43,6 +49,20 @@ commands and flags, and the names of nodes and methods as the broker knows them.
 	}
 }
 
+// bashWithout is for machines without the package bash-completion, from which
+// the script takes how the line is split into words.
+const bashWithout = `
+if ! declare -F _get_comp_words_by_ref >/dev/null; then
+    _get_comp_words_by_ref()
+    {
+        words=("${COMP_WORDS[@]}")
+        cword=$COMP_CWORD
+        cur=${words[cword]}
+        prev=${words[cword-1]}
+    }
+fi
+`
+
 func (p *program) completeGlobals(root *cobra.Command) {
 	fixed := func(words ...string) cobra.CompletionFunc {
 		return cobra.FixedCompletions(words, cobra.ShellCompDirectiveNoFileComp)
@@ -54,17 +74,17 @@ func (p *program) completeGlobals(root *cobra.Command) {
 	})
 }
 
-// known asks the broker for its nodes. The broker may be away; then nothing is
-// completed. The answer is not waited for longer than completionPatience even
-// if the SDK does not heed its context.
-func (p *program) known(cmd *cobra.Command) []client.Node {
+// quickly asks the broker for what a completion needs. The broker may be away;
+// then nothing is completed. The answer is not waited for longer than
+// completionPatience even if the SDK does not heed its context.
+func quickly[T any](p *program, cmd *cobra.Command, ask func(ctx context.Context, c SDK) ([]T, error)) []T {
 	ctx := cmd.Context()
 	if ctx == nil {
 		ctx = context.Background()
 	}
 	ctx, cancel := context.WithTimeout(ctx, completionPatience)
 	defer cancel()
-	result := make(chan []client.Node, 1)
+	result := make(chan []T, 1)
 	// A completion runs no command, so that nobody has read the settings. When
 	// they are wrong, the next command says so.
 	_ = p.settings(cmd.Root())
@@ -78,16 +98,52 @@ func (p *program) known(cmd *cobra.Command) []client.Node {
 			result <- nil
 			return
 		}
-		nodes, _ := c.Nodes(ctx)
-		result <- nodes
+		all, _ := ask(ctx, c)
+		result <- all
 		c.Close() // after the answer: the program may end meanwhile
 	}()
 	select {
-	case nodes := <-result:
-		return nodes
+	case all := <-result:
+		return all
 	case <-ctx.Done():
 		return nil
 	}
+}
+
+func (p *program) known(cmd *cobra.Command) []client.Node {
+	return quickly(p, cmd, func(ctx context.Context, c SDK) ([]client.Node, error) { return c.Nodes(ctx) })
+}
+
+// Of the commands, the latest are completed: they are what is looked at.
+const (
+	completeSince = 24 * time.Hour
+	completeMost  = 20
+)
+
+// completeCommands completes ID@NODE, the latest first.
+func (p *program) completeCommands(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+	if len(args) > 0 {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	all := quickly(p, cmd, func(ctx context.Context, c SDK) ([]client.Status, error) {
+		return c.History(ctx, client.HistoryQuery{Since: p.now().Add(-completeSince)})
+	})
+	slices.Reverse(all)
+	var list []string
+	for _, s := range all[:min(len(all), completeMost)] {
+		list = append(list, cobra.CompletionWithDesc(muster.Key{ID: s.ID, Node: s.Node}.String(), string(s.Method)+" "+string(s.State)))
+	}
+	return list, cobra.ShellCompDirectiveNoFileComp | cobra.ShellCompDirectiveKeepOrder
+}
+
+// completeSends completes ID, the latest first.
+func (p *program) completeSends(cmd *cobra.Command, args []string, word string) ([]string, cobra.ShellCompDirective) {
+	list, directive := p.completeCommands(cmd, args, word)
+	for i, text := range list {
+		key, _, _ := strings.Cut(text, "@")
+		list[i] = key
+	}
+	return slices.Compact(list), directive
 }
 
 func (p *program) completeNodes(cmd *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
