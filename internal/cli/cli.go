@@ -79,6 +79,9 @@ cores>=4), joined by and, or, not and parentheses. "all" is every node. -F
 (fact), -C (class), -I (identity) and -W (classes and facts) are short forms as
 in Choria; they can be repeated, and all must hold together with -t.
 
+Flags get other defaults from settings files and MUSTER_ variables: see
+'muster config --help'.
+
 Exit codes:
   0    ok
   1    error
@@ -123,7 +126,7 @@ func (p *program) root() *cobra.Command {
 	root.SetVersionTemplate("muster {{.Version}}\n")
 	flags := root.PersistentFlags()
 	flags.StringVarP(&p.format, "output", "o", "table", "form of the output: table, json, jsonl or yaml")
-	flags.StringVar(&p.context, "context", "", "context to use, see 'muster context' (default: $MUSTER_CONTEXT or the one in use)")
+	flags.StringVar(&p.context, "context", "", "context to use (default: the one that 'muster context show' shows)")
 	flags.StringVar(&p.logLevel, "log-level", "info", "least level of the log on stderr: debug, info, warn or error")
 	flags.BoolVar(&p.noColor, "no-color", false, "no colours, as with NO_COLOR in the environment")
 	setting(flags, "output", "output")
@@ -142,8 +145,8 @@ func (p *program) root() *cobra.Command {
 			root.AddCommand(c)
 		}
 	}
-	add("daily", p.runCommand(), p.sendCommand(), p.pingCommand(), p.nodeCommand(), p.commandCommand(), p.methodCommand())
-	add("look", p.statusCommand(), p.doctorCommand(), p.deadLetterCommand(), p.eventCommand(), p.outboxCommand(), p.contextCommand(), p.configCommand())
+	add("daily", p.runCommand(), p.sendCommand(), p.statusCommand(), p.pingCommand(), p.nodeCommand(), p.commandCommand(), p.methodCommand())
+	add("look", p.doctorCommand(), p.deadLetterCommand(), p.eventCommand(), p.outboxCommand(), p.contextCommand(), p.configCommand())
 	add("daemon", p.devCommand(), p.initCommand(), p.brokerCommand(), p.agentCommand())
 	root.AddCommand(p.versionCommand(), p.completionCommand())
 	root.SetHelpCommand(helpCommand())

@@ -20,8 +20,8 @@ func (p *program) commandCommand() *cobra.Command {
 	cmd := group(&cobra.Command{
 		Use:   "command",
 		Short: "See what became of commands; follow, cancel and retry them",
-		Long: `A command is one send, addressed to one node, and is called ID@NODE. ID alone
-means all commands of the send.
+		Long: `A send makes one command for each of its nodes, called ID@NODE. ID alone means all
+commands of the send.
 
 It is queued (stored by the broker), accepted (the node has it on disk),
 running, and then one of: done, failed (after all retries), expired (its
@@ -107,9 +107,9 @@ func (p *program) commandList() *cobra.Command {
 		},
 	}
 	cmd.Flags().StringVar(&node, "node", "", "only of this node")
-	cmd.Flags().Var(&since, "since", "only of the last time; 0 is all that is kept")
+	cmd.Flags().Var(&since, "since", "only those of the last `duration`, such as 90m or 7d; 0 is all that is kept")
 	cmd.Flags().StringSliceVar(&states, "state", nil, "only in these states")
-	cmd.Flags().IntVarP(&limit, "limit", "n", 50, "at most so many, the latest; 0 is all")
+	cmd.Flags().IntVarP(&limit, "limit", "n", 50, "at most this many, the latest; 0 is all")
 	_ = cmd.RegisterFlagCompletionFunc("node", p.completeNodes)
 	_ = cmd.RegisterFlagCompletionFunc("state", cobra.FixedCompletions(stateNames(), cobra.ShellCompDirectiveNoFileComp))
 	return cmd
@@ -131,7 +131,8 @@ func (p *program) commandShow() *cobra.Command {
 		Use:   "show ID[@NODE]",
 		Short: "Show a command: each state with its time, exit code and output",
 		Long: `Show a command, or all commands of a send: each state with its time, the exit
-code, and stdout and stderr apart and whole.`,
+code, and stdout and stderr apart and whole. With -o json, jsonl and yaml the
+output is held in memory first; for hundreds of megabytes use the table form.`,
 		Example: `  muster command show 01JD3Z5K8Q
   muster command show 01JD3Z5K8Q@web1
   muster command show 01JD3Z5K8Q@web1 -o json | jq -r '.[0].stdout'`,

@@ -50,7 +50,7 @@ func (p *program) devCommand() *cobra.Command {
 		Use:   "dev",
 		Short: "Run a whole fleet on this machine, to try and to develop",
 		Long: `Run a broker and some nodes on this machine until Ctrl-C, and make a context
-"dev" that leads to them. Each node is a process of its own, so that you can
+"dev" that leads to them and becomes the current one. Each node is a process of its own, so that you can
 kill one and see what becomes of its commands; it comes back by itself. The
 state stays, and the next start finds it again.`,
 		Example: `  muster dev
@@ -205,7 +205,12 @@ func (p *program) agentCommand() *cobra.Command {
 		Short: "Run the agent of a node",
 		Long: `Run the agent that makes this machine a node, until Ctrl-C. The first start needs
 the token of 'muster node invite'; the agent makes its own key with it and keeps
-it in --state. Later starts need nothing.
+it in --state. Later starts need nothing; a node that was removed needs a new
+token to join again.
+
+While the broker cannot be reached, the agent goes on with what it has accepted
+and tries again. What the flags do not say comes from the settings, see
+'muster config'.
 
 Give the token on stdin (--join -), in a file (--join-file) or in the variable
 MUSTER_JOIN. It can also stand behind --join, but arguments are seen by every

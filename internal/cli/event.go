@@ -36,7 +36,7 @@ func (p *program) eventList() *cobra.Command {
 		Use:     "ls",
 		Aliases: []string{"list"},
 		Short:   "List events",
-		Long:    `List the events of the last time, the latest last.`,
+		Long:    `List events, the latest last.`,
 		Example: `  muster event ls
   muster event ls --since 7d -o jsonl`,
 		Args: cobra.NoArgs,
@@ -64,8 +64,8 @@ func (p *program) eventList() *cobra.Command {
 			})
 		},
 	}
-	cmd.Flags().Var(&since, "since", "only of the last time; 0 is all that is kept")
-	cmd.Flags().StringVar(&kind, "type", "", "only of this type")
+	cmd.Flags().Var(&since, "since", "only those of the last `duration`, such as 90m or 7d; 0 is all that is kept")
+	cmd.Flags().StringVar(&kind, "type", "", "only of this `type`, such as audit")
 	return cmd
 }
 
@@ -114,8 +114,8 @@ line of JSON.`,
 			})
 		},
 	}
-	cmd.Flags().Var(&since, "since", "begin with those of the last time")
-	cmd.Flags().StringVar(&kind, "type", "", "only of this type")
+	cmd.Flags().Var(&since, "since", "begin with those of the last `duration`")
+	cmd.Flags().StringVar(&kind, "type", "", "only of this `type`, such as audit")
 	return cmd
 }
 

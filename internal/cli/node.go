@@ -274,7 +274,7 @@ func (p *program) nodeRemove() *cobra.Command {
 		Short:   "Remove nodes from the fleet",
 		Long: `Remove nodes from the fleet: they may not connect any more, and commands that
 wait for them are given up. What is known of past commands stays. To let a
-machine in again, invite it again.`,
+machine in again, invite it again and start its agent with --join.`,
 		Example: `  muster node rm old1
   muster node rm old1 old2 --dry-run`,
 		Args:              cobra.MinimumNArgs(1),
