@@ -73,7 +73,7 @@ a     done   0     -     -
   one
   two
 bb    done   0     -     -
-  5000 bytes on stdout: muster command show S1@bb
+  5000 bytes of stdout: muster command show S1@bb
 `
 	if out != want {
 		t.Errorf("got\n%s\nwant\n%s", out, want)

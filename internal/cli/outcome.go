@@ -187,7 +187,7 @@ func outputNotes(t *table, s client.Status) {
 		switch {
 		case size == 0:
 		case size > shortOutput || int64(len(text)) != size:
-			t.note(fmt.Sprintf("%s on %s: muster command show %s", plural(int(size), "byte"), what, muster.Key{ID: s.ID, Node: s.Node}))
+			t.note(fmt.Sprintf("%s of %s: muster command show %s", plural(int(size), "byte"), what, muster.Key{ID: s.ID, Node: s.Node}))
 		default:
 			for line := range strings.Lines(string(text)) {
 				t.note(strings.TrimRight(line, "\r\n"))
