@@ -1,20 +1,24 @@
 package test
 
 import (
+	"bytes"
 	"cmp"
 	"context"
+	"encoding/json"
 	"fmt"
 	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/musterfleet/muster"
 	"github.com/musterfleet/muster/client"
+	"github.com/musterfleet/muster/internal/aaa"
 	"github.com/musterfleet/muster/test/lab"
 )
 
@@ -348,12 +352,17 @@ func (c *campaign) judge() {
 		counts[s.State]++
 	}
 	killed := 0
+	decided := make(map[muster.Key]bool)
+	for _, n := range c.lab.Nodes {
+		c.readAudit(n, decided)
+	}
+	c.compareEvents()
 	for _, s := range c.senders {
 		killed += s.killed
 		of := make(map[muster.State]int)
 		lines := 0
 		for _, n := range c.lab.Nodes {
-			lines += s.judge(n.Name, states, of)
+			lines += s.judge(n.Name, states, decided, of)
 		}
 		c.t.Logf("%-11s %5d lines of evidence, %v", s.kind.name, lines, of)
 	}
@@ -361,4 +370,41 @@ func (c *campaign) judge() {
 	if counts[muster.Done] == 0 {
 		c.t.Error("nothing was done: the campaign shows nothing")
 	}
+}
+
+// readAudit notes what a node allowed, and checks the chain of its decisions.
+func (c *campaign) readAudit(n *lab.Node, decided map[muster.Key]bool) {
+	data, err := os.ReadFile(filepath.Join(n.Dir, "audit.log"))
+	if err == nil {
+		_, err = aaa.VerifyAudit(bytes.NewReader(data))
+	}
+	if err != nil {
+		c.t.Errorf("audit log of %s: %v", n.Name, err)
+	}
+	for line := range bytes.Lines(data) {
+		var r aaa.Record
+		if json.Unmarshal(line, &r) == nil && r.Verdict == aaa.Allowed {
+			decided[muster.Key{ID: r.ID, Node: n.Name}] = true
+		}
+	}
+}
+
+// compareEvents waits until each line of the audit logs is an event.
+func (c *campaign) compareEvents() {
+	missing := make(map[string]bool)
+	for _, n := range c.lab.Nodes {
+		data, _ := os.ReadFile(filepath.Join(n.Dir, "audit.log")) // readAudit has complained
+		for line := range strings.Lines(string(data)) {
+			missing[strings.TrimSuffix(line, "\n")] = true
+		}
+	}
+	lines := len(missing)
+	until(c.t, "all decisions are events", func() bool {
+		err := c.client.Events(c.t.Context(), client.EventQuery{Type: muster.EventAudit}, func(e client.Event) error {
+			delete(missing, e.Data["line"])
+			return nil
+		})
+		return err == nil && len(missing) == 0
+	})
+	c.t.Logf("%d decisions, each a line and an event", lines)
 }

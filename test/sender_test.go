@@ -173,7 +173,7 @@ func (s *sender) read(node muster.NodeName) (traces map[muster.CommandID]trace, 
 
 // judge looks at one sender's commands on one node, counts their states and
 // returns how many lines there are.
-func (s *sender) judge(node muster.NodeName, states map[muster.Key]client.Status, of map[muster.State]int) int {
+func (s *sender) judge(node muster.NodeName, states map[muster.Key]client.Status, decided map[muster.Key]bool, of map[muster.State]int) int {
 	traces, lines := s.read(node)
 	for _, id := range s.ids {
 		if !s.kind.every && s.selector(id) != string(node) {
@@ -185,6 +185,9 @@ func (s *sender) judge(node muster.NodeName, states map[muster.Key]client.Status
 			continue
 		}
 		of[st.State]++
+		if traces[id].runs > 0 && !decided[st.Key] {
+			s.c.t.Errorf("%s ran on %s, and its audit log does not know of it", id, node)
+		}
 		if wrong := s.wrong(st, traces[id]); wrong != "" {
 			s.c.t.Errorf("%s on %s is %s (%s), but %s; %+v", id, node, st.State, st.Reason, wrong, st.History)
 		}

@@ -387,8 +387,10 @@ func TestRoomForWithdrawals(t *testing.T) {
 		return b.Cancel(t0, Cancel{ID: id, Caller: by, Until: at(time.Hour)})
 	}
 	b.Deliver(t0, command("here", "m", ""))
-	if !cancel("a", "alice") || !cancel("a", "alice") || b.Room() == 0 {
-		t.Error("the first cancel takes one place, however often it comes")
+	for range 3 {
+		if !cancel("a", "alice") || b.Room() == 0 {
+			t.Error("a cancel takes one place, however often it comes")
+		}
 	}
 	if !cancel("a", "eve") || b.Room() != 0 {
 		t.Errorf("with both places taken the room is %d", b.Room())
