@@ -107,6 +107,9 @@ func newBench(t *testing.T, hold chan struct{}) *bench {
 	return b
 }
 
+// room sets what the disk of the audit log takes, in the core's goroutine.
+func (b *bench) room(n int) { b.post(func() { b.audit.room = n }) }
+
 func (b *bench) command(id string) muster.Command {
 	return muster.Command{ID: muster.CommandID(id), Node: "n", Method: "test.note", Input: json.RawMessage("{}"),
 		IssuedAt: time.Now(), Deadline: time.Now().Add(time.Hour)}
@@ -151,7 +154,7 @@ func TestNothingWithoutAudit(t *testing.T) {
 		b.send("a", "a")
 		synctest.Wait()
 		b.expect("with room", []string{"a"}, "a")
-		b.audit.room = 0
+		b.room(0)
 		b.send("b", "b")
 		b.cancelIt("w", "c")
 		b.send("c", "c")
@@ -165,7 +168,7 @@ func TestNothingWithoutAudit(t *testing.T) {
 		b.send("a", "a again") // held too, for its place
 		time.Sleep(time.Minute)
 		b.expect("delivered again", []string{"a"}, "a")
-		b.audit.room = 1 << 30
+		b.room(1 << 30)
 		time.Sleep(2 * auditAgain)
 		b.expect("with room again", []string{"a", "b again", "c", "d", "a again"}, "a", "b", "d")
 		if l := b.a.problems.list(); len(l) != 0 {
@@ -184,7 +187,7 @@ func TestRecordWaits(t *testing.T) {
 		if err := b.record(t.Context(), decision("x")); err != nil {
 			t.Fatal(err)
 		}
-		b.audit.room = 0
+		b.room(0)
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
 		if err := b.record(ctx, decision("y")); err == nil {
