@@ -12,7 +12,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"os"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -54,10 +53,12 @@ const DefaultPort = 4222
 type Broker struct {
 	o        Options
 	log      *slog.Logger
+	unlock   func() // of the folder
 	resolver *server.MemAccResolver
 	broken   atomic.Bool // the server failed to write
 	quit     chan struct{}
 	watching sync.WaitGroup
+	stop     sync.Once
 
 	mu     sync.Mutex // guards the fields below
 	server *server.Server
@@ -69,16 +70,18 @@ func Start(ctx context.Context, o Options) (*Broker, error) {
 	if o.Host != "" && o.Auth == nil {
 		return nil, muster.Errorf(muster.Invalid, "a broker that listens on %s needs accounts", o.Host)
 	}
-	if err := os.MkdirAll(o.StoreDir, 0o700); err != nil {
-		return nil, muster.Errorf(muster.Unavailable, "broker: make its folder: %w", err)
+	unlock, err := lockStore(o.StoreDir)
+	if err != nil {
+		return nil, err
 	}
 	o.Reserve = cmp.Or(o.Reserve, 64<<20)
-	b := &Broker{o: o, log: o.Log, resolver: &server.MemAccResolver{}, quit: make(chan struct{})}
+	b := &Broker{o: o, log: o.Log, unlock: unlock, resolver: &server.MemAccResolver{}, quit: make(chan struct{})}
 	if b.log == nil {
 		b.log = slog.New(slog.DiscardHandler)
 	}
 	b.log = b.log.With("component", "broker")
 	if err := b.start(ctx); err != nil {
+		unlock()
 		return nil, err
 	}
 	b.o.Port = cmp.Or(b.Port(), o.Port) // it keeps a free one that it found
@@ -96,24 +99,35 @@ func (b *Broker) start(ctx context.Context) error {
 	if err != nil {
 		return muster.Errorf(muster.Invalid, "broker: %w", err)
 	}
+	l := newLogger(b.log, &b.broken)
+	s.SetLoggerV2(l, false, false, false)
+	s.Start()
 	b.server = s
-	b.server.SetLoggerV2(&logger{b.log, &b.broken}, false, false, false)
-	b.server.Start()
-	if err := b.ready(ctx, b.o); err != nil {
-		b.server.Shutdown()
-		b.server.WaitForShutdown()
-		return err
+	if err = b.ready(ctx, l); err == nil {
+		err = b.checkStore(b.o.StoreDir)
 	}
-	return nil
+	if err != nil {
+		s.Shutdown()
+		s.WaitForShutdown()
+	}
+	return err
 }
 
 // ready waits for the server in short steps, so that ctx can end the wait.
-func (b *Broker) ready(ctx context.Context, o Options) error {
+func (b *Broker) ready(ctx context.Context, l *logger) error {
 	for !b.server.ReadyForConnections(200 * time.Millisecond) {
-		if !b.server.Running() || ctx.Err() != nil {
-			return muster.Errorf(muster.Unavailable, "broker: does not start on %s", net.JoinHostPort(o.Host, fmt.Sprint(o.Port))).
-				WithHint("another program may use the port, or %s may belong to another user", o.StoreDir)
+		reason := "it has ended"
+		select {
+		case reason = <-l.fatal:
+		case <-ctx.Done():
+			reason = ctx.Err().Error()
+		default:
+			if b.server.Running() {
+				continue
+			}
 		}
+		return muster.Errorf(muster.Unavailable, "broker: does not start on %s: %s", net.JoinHostPort(b.o.Host, fmt.Sprint(b.o.Port)), reason).
+			WithHint("another program may use the port, or %s may belong to another user", b.o.StoreDir)
 	}
 	return nil
 }
@@ -189,12 +203,15 @@ func (b *Broker) Port() int {
 	return 0
 }
 
-// Stop ends the server and waits for it.
+// Stop ends the server and waits for it. It can be called again.
 func (b *Broker) Stop() {
-	close(b.quit)
-	b.watching.Wait()
-	b.server.Shutdown()
-	b.server.WaitForShutdown()
+	b.stop.Do(func() {
+		close(b.quit)
+		b.watching.Wait()
+		b.server.Shutdown()
+		b.server.WaitForShutdown()
+		b.unlock()
+	})
 }
 
 // logger passes the server's messages on. What it calls a notice is of use to
@@ -202,13 +219,26 @@ func (b *Broker) Stop() {
 type logger struct {
 	log    *slog.Logger
 	broken *atomic.Bool
+	fatal  chan string // the first reason why the server cannot work
+}
+
+func newLogger(log *slog.Logger, broken *atomic.Bool) *logger {
+	return &logger{log, broken, make(chan string, 1)}
 }
 
 func (l *logger) Noticef(format string, v ...any) { l.log.Debug(fmt.Sprintf(format, v...)) }
 func (l *logger) Warnf(format string, v ...any)   { l.log.Warn(fmt.Sprintf(format, v...)) }
-func (l *logger) Fatalf(format string, v ...any)  { l.log.Error(fmt.Sprintf(format, v...)) }
 func (l *logger) Debugf(format string, v ...any)  { l.log.Debug(fmt.Sprintf(format, v...)) }
 func (l *logger) Tracef(format string, v ...any)  { l.log.Debug(fmt.Sprintf(format, v...)) }
+
+func (l *logger) Fatalf(format string, v ...any) {
+	text := fmt.Sprintf(format, v...)
+	l.log.Error(text)
+	select {
+	case l.fatal <- text:
+	default:
+	}
+}
 
 func (l *logger) Errorf(format string, v ...any) {
 	text := fmt.Sprintf(format, v...)
