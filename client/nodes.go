@@ -239,11 +239,14 @@ func (c *Client) RemoveNode(ctx context.Context, node muster.NodeName) error {
 		s := conn.Subjects()
 		for stream, subject := range map[string]string{
 			bus.StreamNodes: s.Node(bus.AnyMailbox, node), bus.StreamAlive: s.Alive(bus.AnyMailbox, node),
-			bus.StreamControl: s.Control(bus.AnyMailbox, node), s.CommandStream(node): s.Commands(node),
+			bus.StreamControl: s.Control(bus.AnyMailbox, node),
 		} {
 			if err := conn.Purge(ctx, stream, subject); err != nil {
 				return err
 			}
+		}
+		if err := conn.PurgeQueue(ctx, node); err != nil {
+			return err
 		}
 		return conn.PurgeRecord(ctx, keyNode(node))
 	})

@@ -76,8 +76,8 @@ func (c *Client) Requeue(ctx context.Context, seq uint64) error {
 			subject = v[0]
 		}
 		// The header was written by the node: it must name the node's own queue.
-		own := strings.TrimSuffix(conn.Subjects().Commands(d.Node), "*.*")
-		if !strings.HasPrefix(subject, own) {
+		subject, ok := conn.Subjects().Requeued(d.Node, subject)
+		if !ok {
 			return muster.Errorf(muster.Invalid, "dead letter %d does not say which queue of %s it came from", seq, d.Node)
 		}
 		return conn.Put(ctx, bus.Outgoing{Subject: subject, Data: m.Data, ID: fmt.Sprintf("requeue/%d", seq)})

@@ -267,3 +267,70 @@ func lostJournal(t *testing.T, event string, lose func(path string) error) *lab.
 	}
 	return n
 }
+
+// A change of the number of command streams that is killed again and again,
+// while commands are sent, is completed by the next one. Each command runs
+// once, in order.
+func TestReshardIsKilled(t *testing.T) {
+	l, _, c := realFleet(t)
+	done := filepath.Join(l.Dir, "done")
+	stop, sent := make(chan struct{}), make(chan []client.Receipt)
+	go func() {
+		var all []client.Receipt
+		defer func() { sent <- all }()
+		for i := 0; ; i++ {
+			input, _ := json.Marshal(map[string]string{"shell": fmt.Sprintf("echo %d >>%s", i, done)})
+			r, err := c.Send(t.Context(), client.Request{Method: "shell.run", Input: input, Nodes: []muster.NodeName{"node1"}})
+			if err != nil || len(r.Refused) > 0 {
+				t.Errorf("command %d: %v %v", i, err, r.Refused)
+				return
+			}
+			all = append(all, r)
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			if i%20 == 19 { // the sender is faster than the node
+				if err := c.Follow(t.Context(), r.ID, func(client.Update) error { return nil }); err != nil {
+					t.Errorf("follow command %d: %v", i, err)
+				}
+			}
+		}
+	}()
+	reshard := func(ctx context.Context, shards int) ([]byte, error) {
+		return l.Muster(ctx, "broker", "reshard", "--state", filepath.Join(l.Dir, "fleet"), strconv.Itoa(shards)).CombinedOutput()
+	}
+	killed := 0
+	for i := range 8 {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Duration(40+40*i)*time.Millisecond)
+		if _, err := reshard(ctx, 2+i%3); err != nil { // killed when ctx ends
+			killed++
+		}
+		cancel()
+	}
+	if err := l.Broker.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Broker.Start(); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "the streams are changed", func() bool { _, err := reshard(t.Context(), 5); return err == nil })
+	close(stop)
+	all := <-sent
+	if s := final(t, c, all[len(all)-1]); s.State != muster.Done {
+		t.Errorf("the last command: got %s", s.State)
+	}
+	text, err := os.ReadFile(done)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var want strings.Builder
+	for i := range all {
+		fmt.Fprintln(&want, i)
+	}
+	if string(text) != want.String() {
+		t.Errorf("of %d commands these ran: %q", len(all), text)
+	}
+	t.Logf("%d commands, %d changes killed", len(all), killed)
+}

@@ -42,7 +42,6 @@ const (
 // Options configure an Agent.
 type Options struct {
 	Node     muster.NodeName
-	Mailbox  string // of the node's subjects, see bus.MailboxOf; default bus.OpenMailbox
 	Fleet    string // id of the fleet
 	Version  string // of this program, as shown to operators
 	Dial     func(context.Context) (*bus.Conn, error)
@@ -69,7 +68,6 @@ func (o *Options) validate() error {
 	case o.Fleet == "" || o.Dial == nil || o.StateDir == "" || o.Registry == nil || o.Verifier == nil || o.Policy == nil:
 		return muster.Errorf(muster.Internal, "agent: Fleet, Dial, StateDir, Registry, Verifier and Policy must be set")
 	}
-	o.Mailbox = cmp.Or(o.Mailbox, bus.OpenMailbox)
 	o.Heartbeat = cmp.Or(o.Heartbeat, DefaultHeartbeat)
 	o.MaxOutput = cmp.Or(o.MaxOutput, DefaultMaxOutput)
 	if o.Log == nil {

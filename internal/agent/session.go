@@ -115,7 +115,7 @@ func (a *Agent) hello(ctx context.Context, conn *bus.Conn) error {
 	if err != nil {
 		return err
 	}
-	return conn.Put(ctx, bus.Outgoing{Subject: conn.Subjects().Node(a.o.Mailbox, a.o.Node), Data: data})
+	return conn.Put(ctx, bus.Outgoing{Subject: conn.Subjects().Node(conn.Mailbox(), a.o.Node), Data: data})
 }
 
 // diskLeast is the free space below which a node complains.
@@ -155,7 +155,7 @@ func (a *Agent) heartbeat(ctx context.Context, conn *bus.Conn) {
 		if len(r.Data) > maxPing {
 			return
 		}
-		if err := conn.Tell(conn.Subjects().Alive(a.o.Mailbox, a.o.Node), a.beat(false, string(r.Data))); err != nil {
+		if err := conn.Tell(conn.Subjects().Alive(conn.Mailbox(), a.o.Node), a.beat(false, string(r.Data))); err != nil {
 			a.log.Debug("ping was not answered", "err", err)
 		}
 	})
@@ -171,7 +171,7 @@ func (a *Agent) heartbeat(ctx context.Context, conn *bus.Conn) {
 		if rtt, err := conn.RTT(); err == nil {
 			a.rtt.Store(int64(rtt))
 		}
-		if err := conn.Tell(conn.Subjects().Alive(a.o.Mailbox, a.o.Node), a.beat(false, "")); err != nil {
+		if err := conn.Tell(conn.Subjects().Alive(conn.Mailbox(), a.o.Node), a.beat(false, "")); err != nil {
 			a.log.Debug("heartbeat was not sent", "err", err)
 		}
 		select {
@@ -196,7 +196,7 @@ func (a *Agent) heartbeat(ctx context.Context, conn *bus.Conn) {
 func (a *Agent) farewell(conn *bus.Conn) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
-	err := conn.Tell(conn.Subjects().Alive(a.o.Mailbox, a.o.Node), a.beat(true, ""))
+	err := conn.Tell(conn.Subjects().Alive(conn.Mailbox(), a.o.Node), a.beat(true, ""))
 	if err := errors.Join(err, conn.Flush(ctx)); err != nil {
 		a.log.Debug("goodbye was not said", "err", err)
 	}
@@ -204,7 +204,7 @@ func (a *Agent) farewell(conn *bus.Conn) {
 
 // receive reads withdrawals and commands until the connection ends.
 func (a *Agent) receive(ctx context.Context, conn *bus.Conn) error {
-	stop, err := conn.Serve(conn.Subjects().Control(a.o.Mailbox, a.o.Node), func(r bus.Request) { a.control(r.Data) })
+	stop, err := conn.Serve(conn.Subjects().Control(conn.Mailbox(), a.o.Node), func(r bus.Request) { a.control(r.Data) })
 	if err != nil {
 		return err
 	}
@@ -213,13 +213,13 @@ func (a *Agent) receive(ctx context.Context, conn *bus.Conn) error {
 		a.core.listen()
 		// What was withdrawn while the node was away must be known before the
 		// first command is.
-		switch last, err := conn.Last(ctx, bus.StreamControl, conn.Subjects().Control(a.o.Mailbox, a.o.Node)); {
+		switch last, err := conn.Last(ctx, bus.StreamControl, conn.Subjects().Control(conn.Mailbox(), a.o.Node)); {
 		case err == nil:
 			a.control(last.Data)
 		case muster.KindOf(err) != muster.NotFound:
 			return err
 		}
-		err := conn.Commands(ctx, a.o.Mailbox, a.o.Node, func(m bus.Message) error { attempt = 0; return a.message(ctx, conn, m) })
+		err := conn.Commands(ctx, a.o.Node, func(m bus.Message) error { attempt = 0; return a.message(ctx, conn, m) })
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
@@ -277,7 +277,7 @@ func (a *Agent) setAside(ctx context.Context, conn *bus.Conn, m bus.Message, cal
 		return err
 	}
 	err := conn.Put(ctx, bus.Outgoing{
-		Subject: conn.Subjects().Dead(a.o.Mailbox, a.o.Node), Data: m.Data,
+		Subject: conn.Subjects().Dead(conn.Mailbox(), a.o.Node), Data: m.Data,
 		Header: map[string]string{bus.HeaderReason: headerText(cause.Error()), bus.HeaderSubject: m.Subject},
 	})
 	if err != nil {

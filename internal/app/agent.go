@@ -142,7 +142,7 @@ func join(ctx context.Context, o AgentOptions) error {
 func refused(ctx context.Context, o AgentOptions, n config.NodeFolder) bool {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
-	dial, _, err := dialNode(o, n)
+	dial, err := dialNode(o, n)
 	if err != nil {
 		return false
 	}
@@ -153,19 +153,19 @@ func refused(ctx context.Context, o AgentOptions, n config.NodeFolder) bool {
 	return muster.KindOf(err) == muster.Denied
 }
 
-// dialNode returns what connects a node to its broker, and the node's mailbox.
-func dialNode(o AgentOptions, n config.NodeFolder) (dial func(context.Context) (*bus.Conn, error), mailbox string, err error) {
+// dialNode returns what connects a node to its broker.
+func dialNode(o AgentOptions, n config.NodeFolder) (func(context.Context) (*bus.Conn, error), error) {
 	userJWT, seed, err := config.ParseCreds(n.Credentials)
 	if err != nil {
-		return nil, "", err
+		return nil, err
 	}
 	name := muster.NodeName(n.Node.Node)
-	mailbox, api := enrol.Box(userJWT, n.Node.Prefix, name)
 	options := bus.Options{
 		URLs: n.Node.URLs, Name: "agent " + string(name), JWT: userJWT, Seed: string(seed.Reveal()),
-		CA: n.CA, Prefix: n.Node.Prefix, Inbox: bus.NodeInbox(name), API: api, Log: o.Log,
+		CA: n.CA, Prefix: n.Node.Prefix, Inbox: bus.NodeInbox(name), Log: o.Log,
+		Mailbox: enrol.MailboxOf(userJWT, n.Node.Prefix, name),
 	}
-	return func(ctx context.Context) (*bus.Conn, error) { return bus.Dial(ctx, options) }, mailbox, nil
+	return func(ctx context.Context) (*bus.Conn, error) { return bus.Dial(ctx, options) }, nil
 }
 
 // A gate dials less and less often once the broker refuses this node. It does
@@ -246,7 +246,7 @@ func newAgent(ctx context.Context, o AgentOptions, n config.NodeFolder) (*agent.
 	if err != nil {
 		return nil, err
 	}
-	dial, mailbox, err := dialNode(o, n)
+	dial, err := dialNode(o, n)
 	if err != nil {
 		return nil, err
 	}
@@ -264,7 +264,7 @@ func newAgent(ctx context.Context, o AgentOptions, n config.NodeFolder) (*agent.
 	policy.current() // what is wrong with it is news now, not at the first command
 	var once sync.Once
 	return agent.New(agent.Options{
-		Node: name, Mailbox: mailbox, Fleet: n.Node.Fleet, Version: version,
+		Node: name, Fleet: n.Node.Fleet, Version: version,
 		Dial:     entrance.open,
 		StateDir: o.StateDir, Registry: registry, Plugins: plugins,
 		Verifier: verifier, Policy: policy.current, Facts: gather, EndOrphans: methods.EndTagged,

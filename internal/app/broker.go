@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/url"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/musterfleet/muster"
@@ -162,6 +163,7 @@ type ServiceOptions struct {
 	Dir       string // of the fleet
 	BrokerURL string // empty for what the fleet says
 	CredsFile string // empty for credentials made with the fleet's keys
+	Replicas  int    // of what the server stores, for a cluster; 0 for what the layout has, 1 at first
 	Log       *slog.Logger
 }
 
@@ -185,7 +187,7 @@ func RunService(ctx context.Context, o ServiceOptions, ready func()) error {
 	}
 	update := func(ctx context.Context, a enrol.Account) error { return pushAccount(ctx, fleet, at, a) }
 	s := session{
-		fleet: fleet, log: o.Log, ready: ready, update: update, patient: true,
+		fleet: fleet, log: o.Log, ready: ready, update: update, patient: true, replicas: o.Replicas,
 		dial: func(ctx context.Context) (*bus.Conn, error) {
 			// The server's configuration may be older than the last removal.
 			_, nodes, err := enrol.Accounts(fleet, time.Now())
@@ -235,6 +237,8 @@ type session struct {
 	update  func(context.Context, enrol.Account) error
 	ready   func()
 	patient bool // the first connection may fail, too
+
+	replicas int // of the layout; 0 for what it has
 }
 
 // run works until ctx ends, or what is wrong cannot get better by itself.
@@ -274,17 +278,56 @@ func (s *session) once(ctx context.Context, ready func()) error {
 		return err
 	}
 	defer conn.Close()
-	setup, cancel := context.WithTimeout(ctx, time.Minute)
-	defer cancel()
-	if err := conn.Setup(setup, bus.LayoutOptions{Fleet: s.fleet.Fleet.ID}); err != nil {
+	if err := s.setup(ctx, conn); err != nil {
 		return err
 	}
+	ctx, cancel := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	wg.Go(func() { s.tidy(ctx) })
+	defer wg.Wait()
+	defer cancel()
 	service := enrol.Service{Fleet: s.fleet, UpdateAccount: s.update, Log: s.log, Ready: ready}
 	err = service.Serve(ctx, conn)
 	if err == nil || errors.Is(err, context.Canceled) {
 		err = muster.Errorf(muster.Unavailable, "the connection ended")
 	}
 	return err
+}
+
+// setup brings the layout up to date, alone.
+func (s *session) setup(ctx context.Context, conn *bus.Conn) error {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	unlock, err := s.fleet.Lock(layoutLock)
+	for ; muster.KindOf(err) == muster.Conflict && pause(ctx, 100*time.Millisecond); unlock, err = s.fleet.Lock(layoutLock) {
+	}
+	if muster.KindOf(err) == muster.Conflict {
+		return muster.Errorf(muster.Unavailable, "somebody else changes the layout: %w", err)
+	}
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	return conn.Setup(ctx, bus.LayoutOptions{Fleet: s.fleet.Fleet.ID, Replicas: s.replicas})
+}
+
+// tidyEvery is how often older command streams are looked at.
+const tidyEvery = time.Hour
+
+// tidy removes older command streams that have been emptied.
+func (s *session) tidy(ctx context.Context) {
+	for pause(ctx, tidyEvery) {
+		conn, err := s.dial(ctx)
+		if err != nil {
+			continue // whatever is wrong, the session itself says so
+		}
+		if settings, err := conn.Load(ctx); err == nil && len(settings.Older) > 0 {
+			if err := s.setup(ctx, conn); err != nil {
+				s.log.Warn("older command streams were not looked at", "component", "app", "err", err)
+			}
+		}
+		conn.Close()
+	}
 }
 
 // pause waits, and reports false when ctx ended.

@@ -119,7 +119,7 @@ func TestDev(t *testing.T) {
 // before, and returns them.
 func waitAlive(t *testing.T, dir, before string) string {
 	t.Helper()
-	f := fleet{t, filepath.Join(dir, "fleet")}
+	f := fleet{t, &world{dir: filepath.Join(dir, "fleet")}}
 	op := f.operator()
 	var said string
 	found := errors.New("found")
@@ -137,7 +137,7 @@ func waitAlive(t *testing.T, dir, before string) string {
 
 // TestAgentEndsWithParent kills what holds the other end of an agent's pipe.
 func TestAgentEndsWithParent(t *testing.T) {
-	f := startFleet(t, false)
+	f := startFleet(t, carrier{})
 	dir := filepath.Join(t.TempDir(), "node")
 	if err := f.join(f.invite("n"), dir); err != nil {
 		t.Fatal(err)

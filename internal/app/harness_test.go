@@ -16,9 +16,12 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats.go"
+
 	"github.com/musterfleet/muster"
 	"github.com/musterfleet/muster/internal/aaa"
 	"github.com/musterfleet/muster/internal/app"
+	"github.com/musterfleet/muster/internal/broker"
 	"github.com/musterfleet/muster/internal/bus"
 	"github.com/musterfleet/muster/internal/config"
 	"github.com/musterfleet/muster/internal/enrol"
@@ -26,83 +29,201 @@ import (
 
 const patience = 20 * time.Second
 
-// A fleet is a running one, with TLS.
+// A carrier is a way in which messages travel between the parts of muster.
+type carrier struct {
+	name      string
+	inProcess bool // nodes and operators need no socket
+	tls       bool
+	servers   int // nats-servers of their own, in a cluster if several; 0 for the embedded broker
+}
+
+var carriers = []carrier{
+	{name: "in process", inProcess: true},
+	{name: "tcp"},
+	{name: "tls", tls: true},
+	{name: "server", tls: true, servers: 1},
+	{name: "cluster", tls: true, servers: 3},
+}
+
+// A fleet is a running one.
 type fleet struct {
-	t   *testing.T
-	dir string
+	t *testing.T
+	*world
 }
 
-// onBoth runs a test against the embedded broker and a separate nats-server.
-func onBoth(t *testing.T, test func(t *testing.T, f fleet)) {
-	t.Run("embedded", func(t *testing.T) { test(t, startFleet(t, false)) })
-	t.Run("separate", func(t *testing.T) {
-		if testing.Short() {
-			t.Skip("builds a nats-server; -short")
-		}
-		test(t, startFleet(t, true))
-	})
+// A world is the carrier of a fleet and the service that admits nodes.
+type world struct {
+	carrier
+	dir      string
+	ports    []int
+	routes   []int          // ports of the cluster
+	broker   *broker.Broker // in process
+	nodes    []*server      // of the cluster, or the only one
+	service  *daemon        // beside a server of its own
+	embedded *daemon        // the embedded broker with its service
 }
 
-func startFleet(t *testing.T, separate bool) fleet {
+// A daemon is a part of muster that runs until it is told to stop.
+type daemon struct {
+	stop  context.CancelFunc
+	ready chan struct{}
+	ended chan error
+}
+
+func startDaemon(t *testing.T, run func(ctx context.Context, ready func()) error) *daemon {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	d := &daemon{cancel, make(chan struct{}), make(chan error, 1)}
+	go func() { d.ended <- run(ctx, func() { close(d.ready) }) }()
+	t.Cleanup(func() { d.end(t) })
+	select {
+	case <-d.ready:
+	case err := <-d.ended:
+		d.ended <- nil
+		t.Fatal(err)
+	case <-time.After(2 * patience): // a cluster needs its time
+		t.Fatal("the fleet does not start")
+	}
+	return d
+}
+
+// end can be called again.
+func (d *daemon) end(t *testing.T) {
+	d.stop()
+	if err := <-d.ended; err != nil {
+		t.Error(err)
+	}
+	d.ended <- nil
+}
+
+// startFleet makes a fleet and starts it over the carrier.
+func startFleet(t *testing.T, c carrier) fleet {
 	t.Helper()
 	t.Setenv("MUSTER_CONFIG", t.TempDir())
 	t.Setenv("XDG_STATE_HOME", t.TempDir())
-	f := fleet{t, filepath.Join(t.TempDir(), "fleet")}
-	if _, err := app.Init(app.InitOptions{Dir: f.dir, Hosts: []string{"127.0.0.1", "broker.test"}, Port: freePort(t)}); err != nil {
-		t.Fatal(err)
+	f := fleet{t, &world{carrier: c, dir: filepath.Join(t.TempDir(), "fleet")}}
+	for range max(c.servers, 1) {
+		f.ports = append(f.ports, freePort(t))
 	}
-	// Only the first address exists.
+	f.make()
+	for i := range c.servers {
+		f.nodes = append(f.nodes, newServer(t, f.world, i))
+	}
+	f.start()
+	return f
+}
+
+// make makes the fleet's folder, whose addresses are the carrier's.
+func (f fleet) make() {
+	f.t.Helper()
+	o := app.InitOptions{Dir: f.dir, Hosts: []string{"127.0.0.1"}, Port: f.ports[0]}
+	if f.tls {
+		o.Hosts = append(o.Hosts, "broker.test")
+	}
+	made, err := app.Init(o)
+	if err != nil {
+		f.t.Fatal(err)
+	}
 	file := filepath.Join(f.dir, "fleet.yaml")
 	text, err := os.ReadFile(file)
 	if err != nil {
-		t.Fatal(err)
+		f.t.Fatal(err)
 	}
 	var kept []string
 	for line := range strings.Lines(string(text)) {
-		if !strings.Contains(line, "broker.test") {
+		first := fmt.Sprintf("127.0.0.1:%d", f.ports[0])
+		switch {
+		case strings.Contains(line, "broker.test"): // it does not exist
+		case strings.Contains(line, first):
+			for _, port := range f.ports {
+				kept = append(kept, strings.Replace(line, first, fmt.Sprintf("127.0.0.1:%d", port), 1))
+			}
+		default:
 			kept = append(kept, line)
 		}
 	}
 	if err := os.WriteFile(file, []byte(strings.Join(kept, "")), 0o600); err != nil {
-		t.Fatal(err)
+		f.t.Fatal(err)
 	}
-	ctx, cancel := context.WithCancel(t.Context())
-	ready, ended := make(chan struct{}), make(chan error, 1)
-	if separate {
-		startServer(t, f.dir)
-		go func() {
-			ended <- app.RunService(ctx, app.ServiceOptions{Dir: f.dir}, func() { close(ready) })
-		}()
-	} else {
-		go func() {
-			listen := "" // what fleet.yaml says, but on loopback alone
-			if ff, err := config.OpenFleet(f.dir); err == nil {
-				listen = strings.TrimPrefix(ff.Fleet.URLs[0], "tls://")
-			}
-			ended <- app.RunBroker(ctx, app.BrokerOptions{Dir: f.dir, Listen: listen}, func(app.BrokerInfo) { close(ready) })
-		}()
+	// Again, with these addresses.
+	if err := app.AddOperator(app.OperatorOptions{Dir: f.dir, Name: made.Caller, Groups: []string{"admin"}, Out: made.ContextDir}); err != nil {
+		f.t.Fatal(err)
 	}
-	t.Cleanup(func() {
-		cancel()
-		if err := <-ended; err != nil {
-			t.Error(err)
+}
+
+// start starts what was stopped, or never ran.
+func (f fleet) start() {
+	f.t.Helper()
+	listen := fmt.Sprintf("127.0.0.1:%d", f.ports[0])
+	for _, s := range f.nodes {
+		s.start(f.t)
+	}
+	if f.inProcess {
+		var err error
+		if f.broker, err = app.StartBroker(f.t.Context(), f.dir, listen); err != nil {
+			f.t.Fatal(err)
 		}
-	})
-	select {
-	case <-ready:
-	case err := <-ended:
-		ended <- nil
-		t.Fatal(err)
-	case <-time.After(patience):
-		t.Fatal("the fleet does not start")
+		f.t.Cleanup(f.broker.Stop)
 	}
-	return f
+	if f.service != nil {
+		return // it waits for its server
+	}
+	replicas := min(f.servers, 3)
+	log := slog.New(slog.NewTextHandler(f.t.Output(), nil))
+	service := startDaemon(f.t, func(ctx context.Context, ready func()) error {
+		if f.inProcess || f.servers > 0 {
+			return app.RunService(ctx, app.ServiceOptions{Dir: f.dir, Replicas: replicas, Log: log}, ready)
+		}
+		return app.RunBroker(ctx, app.BrokerOptions{Dir: f.dir, Listen: listen, Log: log}, func(app.BrokerInfo) { ready() })
+	})
+	if f.inProcess || f.servers > 0 {
+		f.service = service
+	} else {
+		f.embedded = service
+	}
+}
+
+// restart stops what carries the messages, without a warning where it is a
+// process, and starts it again. A service beside it goes on.
+func (f fleet) restart() {
+	f.t.Helper()
+	switch {
+	case f.inProcess:
+		f.broker.Stop()
+	case f.servers > 0:
+		for _, s := range f.nodes {
+			s.kill(f.t)
+		}
+	default:
+		f.embedded.end(f.t)
+	}
+	f.start()
+}
+
+// until tries again until it works.
+func (f fleet) until(what string, try func() error) {
+	f.t.Helper()
+	ctx, cancel := context.WithTimeout(f.t.Context(), 2*patience)
+	defer cancel()
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		err := try()
+		if err == nil {
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			f.t.Fatalf("%s: %v", what, err)
+		}
+	}
 }
 
 // serverDir is where server builds.
 var serverDir string
 
-var server = sync.OnceValues(func() (string, error) {
+var buildServer = sync.OnceValues(func() (string, error) {
 	dir, err := os.MkdirTemp("", "muster-test-")
 	if err != nil {
 		return "", err
@@ -116,34 +237,88 @@ var server = sync.OnceValues(func() (string, error) {
 	return exe, nil
 })
 
-// startServer runs a nats-server with the configuration of the fleet.
-func startServer(t *testing.T, dir string) {
+// A server is a nats-server with the configuration of the fleet.
+type server struct {
+	name string // in the cluster
+	file string // its configuration
+	cmd  *exec.Cmd
+	log  strings.Builder
+}
+
+// newServer configures number i of the world's servers.
+func newServer(t *testing.T, w *world, i int) *server {
 	t.Helper()
-	exe, err := server()
+	text, err := app.ServerConfig(w.dir)
 	if err != nil {
 		t.Fatal(err)
 	}
-	text, err := app.ServerConfig(dir)
-	if err != nil {
-		t.Fatal(err)
+	s := &server{name: fmt.Sprint("server-", i), file: filepath.Join(t.TempDir(), "nats.conf")}
+	var own []string
+	for line := range strings.Lines(string(text)) {
+		switch key, _, _ := strings.Cut(strings.TrimSpace(line), ":"); key {
+		case "server_name":
+			line = fmt.Sprintf("server_name: %q\n", s.name)
+		case "listen":
+			line = fmt.Sprintf("listen: \"127.0.0.1:%d\"\n", w.ports[i])
+		case "store_dir":
+			line = fmt.Sprintf("store_dir: %q\n", filepath.Join(t.TempDir(), "jetstream"))
+		}
+		own = append(own, line)
 	}
-	file := filepath.Join(t.TempDir(), "nats.conf")
-	if err := os.WriteFile(file, []byte(strings.Replace(string(text), "0.0.0.0", "127.0.0.1", 1)), 0o600); err != nil {
-		t.Fatal(err)
+	if w.servers > 1 {
+		own = append(own, w.clusterConfig(t, i))
 	}
-	cmd := exec.Command(exe, "-c", file)
-	var log strings.Builder
-	cmd.Stderr = &log
-	if err := cmd.Start(); err != nil {
+	if err := os.WriteFile(s.file, []byte(strings.Join(own, "")), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		_ = cmd.Process.Signal(syscall.SIGTERM) // it may have ended
-		_ = cmd.Wait()
+		s.end(syscall.SIGTERM)
 		if t.Failed() {
-			t.Log(log.String())
+			t.Log(s.log.String())
 		}
 	})
+	return s
+}
+
+// clusterConfig joins server i with the others.
+func (w *world) clusterConfig(t *testing.T, i int) string {
+	t.Helper()
+	for len(w.routes) < w.servers {
+		w.routes = append(w.routes, freePort(t))
+	}
+	var routes []string
+	for _, port := range w.routes {
+		routes = append(routes, fmt.Sprintf("\"nats://127.0.0.1:%d\"", port))
+	}
+	return fmt.Sprintf("cluster {\n  name: test\n  listen: \"127.0.0.1:%d\"\n  routes: [%s]\n}\n", w.routes[i], strings.Join(routes, ", "))
+}
+
+func (s *server) start(t *testing.T) {
+	t.Helper()
+	exe, err := buildServer()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.cmd = exec.Command(exe, "-c", s.file)
+	s.cmd.Stderr = &s.log
+	if err := s.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// kill ends the server without a warning.
+func (s *server) kill(t *testing.T) {
+	t.Helper()
+	s.end(syscall.SIGKILL)
+}
+
+// end can be called again.
+func (s *server) end(signal syscall.Signal) {
+	if s.cmd != nil {
+		_ = s.cmd.Process.Signal(signal) // it may have ended
+		_ = s.cmd.Wait()                 // how it ends is of no interest
+		s.cmd = nil
+	}
 }
 
 // TestMain is also the program that RunDev starts, as an agent.
@@ -182,9 +357,13 @@ func (f fleet) ctx() context.Context {
 	return ctx
 }
 
+func invitation(f fleet, node muster.NodeName) app.InviteOptions {
+	return app.InviteOptions{Dir: f.dir, Invitation: enrol.Invitation{Node: node, Labels: map[string]string{"k": "v"}}}
+}
+
 func (f fleet) invite(node muster.NodeName) aaa.Token {
 	f.t.Helper()
-	text, err := app.Invite(f.ctx(), app.InviteOptions{Dir: f.dir, Invitation: enrol.Invitation{Node: node, Labels: map[string]string{"k": "v"}}})
+	text, err := app.Invite(f.ctx(), invitation(f, node))
 	if err != nil {
 		f.t.Fatal(err)
 	}
@@ -193,6 +372,14 @@ func (f fleet) invite(node muster.NodeName) aaa.Token {
 		f.t.Fatal(err)
 	}
 	return token
+}
+
+func (f fleet) joinWith(text, dir string) error {
+	token, err := aaa.ParseToken(text)
+	if err != nil {
+		return err
+	}
+	return f.join(token, dir)
 }
 
 func (f fleet) join(token aaa.Token, dir string) error {
@@ -211,8 +398,9 @@ func (f fleet) dial(dir string) (*bus.Conn, complaints, error) {
 	}
 	heard := make(complaints, 100)
 	conn, err := bus.Dial(f.ctx(), bus.Options{
-		URLs: n.Node.URLs, JWT: userJWT, Seed: string(seed.Reveal()), CA: n.CA, Prefix: n.Node.Prefix,
-		Inbox: bus.NodeInbox(muster.NodeName(n.Node.Node)), API: bus.NodeAPI, Log: slog.New(heard),
+		InProcess: f.provider(), URLs: n.Node.URLs, JWT: userJWT, Seed: string(seed.Reveal()), CA: n.CA, Prefix: n.Node.Prefix,
+		Inbox: bus.NodeInbox(muster.NodeName(n.Node.Node)), Log: slog.New(heard),
+		Mailbox: enrol.MailboxOf(userJWT, n.Node.Prefix, muster.NodeName(n.Node.Node)),
 	})
 	if err == nil {
 		f.t.Cleanup(conn.Close)
@@ -220,8 +408,42 @@ func (f fleet) dial(dir string) (*bus.Conn, complaints, error) {
 	return conn, heard, err
 }
 
+// provider is nil unless the carrier is within the process.
+func (f fleet) provider() nats.InProcessConnProvider {
+	if f.inProcess {
+		return f.broker
+	}
+	return nil
+}
+
+// node joins as a new node and connects.
+func (f fleet) node(name muster.NodeName) *bus.Conn {
+	f.t.Helper()
+	dir := filepath.Join(f.t.TempDir(), "node")
+	if err := f.join(f.invite(name), dir); err != nil {
+		f.t.Fatal(err)
+	}
+	conn, _, err := f.dial(dir)
+	if err == nil {
+		_, err = conn.Load(f.ctx())
+	}
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	return conn
+}
+
 // operator connects as one.
 func (f fleet) operator() *bus.Conn {
+	f.t.Helper()
+	conn, err := f.tryOperator()
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	return conn
+}
+
+func (f fleet) tryOperator() (*bus.Conn, error) {
 	f.t.Helper()
 	c, err := config.OpenContext("")
 	if err != nil {
@@ -235,15 +457,13 @@ func (f fleet) operator() *bus.Conn {
 	if err != nil {
 		f.t.Fatal(err)
 	}
-	conn, err := bus.Dial(f.ctx(), bus.Options{URLs: ff.Fleet.URLs, JWT: userJWT, Seed: string(seed.Reveal()), CA: c.CA, Prefix: c.Prefix})
+	conn, err := bus.Dial(f.ctx(), bus.Options{InProcess: f.provider(), URLs: ff.Fleet.URLs, JWT: userJWT, Seed: string(seed.Reveal()), CA: c.CA, Prefix: c.Prefix})
 	if err != nil {
-		f.t.Fatal(err)
+		return nil, err
 	}
 	f.t.Cleanup(conn.Close)
-	if _, err := conn.Load(f.ctx()); err != nil {
-		f.t.Fatal(err)
-	}
-	return conn
+	_, err = conn.Load(f.ctx())
+	return conn, err
 }
 
 // complaints is a log handler that keeps the errors.

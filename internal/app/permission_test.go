@@ -13,128 +13,128 @@ import (
 	"github.com/musterfleet/muster/internal/enrol"
 )
 
-func TestNodeKeepsToItself(t *testing.T) {
-	onBoth(t, func(t *testing.T, f fleet) {
-		const me, other, otherBox = muster.NodeName("a.b"), muster.NodeName("a.b.c"), "SECRET"
-		dir := filepath.Join(t.TempDir(), "node")
-		if err := f.join(f.invite(me), dir); err != nil {
+// nodeKeepsToItself: the broker gives a node nothing of others, and takes
+// nothing in their names.
+func nodeKeepsToItself(t *testing.T, f fleet) {
+	const me, other, otherBox = muster.NodeName("a.b"), muster.NodeName("a.b.c"), "SECRET"
+	dir := filepath.Join(t.TempDir(), "node")
+	if err := f.join(f.invite(me), dir); err != nil {
+		t.Fatal(err)
+	}
+	op := f.operator()
+	s := op.Subjects()
+	box := mailboxOf(t, dir)
+	// The other's withdrawals and commands exist, so that there is something to steal.
+	for _, m := range []bus.Outgoing{
+		{Subject: s.Control(otherBox, other), Data: []byte("secret")}, {Subject: s.Control(box, me), Data: []byte("mine")},
+		{Subject: s.Command(other, muster.KindCommand, "echo"), Data: []byte("secret")},
+		{Subject: s.Command(me, muster.KindCommand, "echo"), Data: []byte("mine")},
+	} {
+		if err := op.Put(f.ctx(), m); err != nil {
 			t.Fatal(err)
 		}
-		op := f.operator()
-		s := op.Subjects()
-		box := mailboxOf(t, dir)
-		// The other's withdrawals and commands exist, so that there is something to steal.
-		for _, m := range []bus.Outgoing{
-			{Subject: s.Control(otherBox, other), Data: []byte("secret")}, {Subject: s.Control(box, me), Data: []byte("mine")},
-			{Subject: s.Command(other, muster.KindCommand, "echo"), Data: []byte("secret")},
-			{Subject: s.Command(me, muster.KindCommand, "echo"), Data: []byte("mine")},
-		} {
-			if err := op.Put(f.ctx(), m); err != nil {
-				t.Fatal(err)
-			}
+	}
+	conn, heard, err := f.dial(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := conn.Load(f.ctx()); err != nil {
+		t.Fatal(err)
+	}
+
+	// What it may do.
+	key := muster.Key{ID: "id1", Node: me}
+	for _, subject := range []string{
+		s.Report(key), s.Output(key, bus.Stdout), s.Event("started", me), s.Alive(box, me), s.Node(box, me), s.Dead(box, me),
+	} {
+		if err := conn.Put(f.ctx(), bus.Outgoing{Subject: subject, Data: []byte("{}")}); err != nil {
+			t.Errorf("its own %s: %v", subject, err)
 		}
-		conn, heard, err := f.dial(dir)
+	}
+	if m, err := conn.Last(f.ctx(), bus.StreamControl, s.Control(box, me)); err != nil || string(m.Data) != "mine" {
+		t.Errorf("its own withdrawals: %q, %v", m.Data, err)
+	}
+	ctx, cancel := context.WithCancel(f.ctx())
+	var got []string
+	err = conn.Commands(ctx, me, func(m bus.Message) error {
+		got = append(got, string(m.Data))
+		cancel()
+		return nil
+	})
+	if len(got) != 1 || got[0] != "mine" {
+		t.Errorf("its own commands: %q, %v", got, err)
+	}
+
+	// What it may not publish.
+	foreign := muster.Key{ID: "id1", Node: other}
+	stream := s.CommandStream(other)
+	for _, subject := range []string{
+		s.Report(foreign), s.Output(foreign, bus.Stdout), s.Event("started", other), s.Alive(otherBox, other), s.Node(otherBox, other), s.Dead(otherBox, other),
+		s.Command(other, muster.KindCommand, "echo"), s.Command(me, muster.KindCommand, "echo"),
+		s.Control(otherBox, other), s.Control(box, me), s.Settings(), s.Sent("id1"), s.Ping(), s.Enrol("x"),
+		s.Prefix + ".fleet.x.node." + string(me),
+		bus.NodeAPI + ".CONSUMER.CREATE." + stream + "." + box + "=a=b." + s.Commands(other),
+		bus.NodeAPI + ".CONSUMER.CREATE." + stream + "." + otherBox + "=a=b=c." + s.Commands(other),
+		bus.NodeAPI + ".CONSUMER.CREATE." + stream + "." + box + "=a=b",
+		bus.NodeAPI + ".CONSUMER.CREATE." + stream,
+		bus.NodeAPI + ".CONSUMER.DURABLE.CREATE." + stream + "." + box + "=a=b",
+		bus.NodeAPI + ".CONSUMER.MSG.NEXT." + stream + "." + otherBox + "=a=b=c",
+		bus.NodeAPI + ".CONSUMER.DELETE." + stream + "." + otherBox + "=a=b=c",
+		"$JS.ACK." + stream + "." + otherBox + "=a=b=c.1.1.1.1.1",
+		bus.NodeAPI + ".DIRECT.GET." + bus.StreamControl + "." + s.Control(otherBox, other),
+		bus.NodeAPI + ".DIRECT.GET." + bus.StreamControl,
+		bus.NodeAPI + ".STREAM.MSG.GET." + bus.StreamControl,
+		bus.NodeAPI + ".STREAM.PURGE." + stream,
+		bus.NodeAPI + ".STREAM.DELETE." + stream,
+		bus.NodeInbox(other) + ".x", "_INBOX.x",
+	} {
+		if err := conn.Tell(subject, []byte("{}")); err != nil {
+			t.Fatal(err)
+		}
+		heard.expect(t, "publish", subject)
+	}
+
+	// What it may not hear.
+	for _, subject := range []string{
+		s.Control(otherBox, other), s.Control(bus.AnyMailbox, other), s.Control(bus.AnyMailbox, me), s.Prefix + ".control.>", s.Prefix + ".>", ">", "_INBOX.>", "_INBOX_NODE.>",
+		bus.NodeInbox(other) + ".>", s.Command(other, muster.KindCommand, "echo"), s.Report(foreign), "$JS.API.>", "$KV.>",
+	} {
+		stop, err := conn.Serve(subject, func(bus.Request) {})
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := conn.Load(f.ctx()); err != nil {
-			t.Fatal(err)
-		}
+		heard.expect(t, "subscribe to", subject)
+		stop()
+	}
 
-		// What it may do.
-		key := muster.Key{ID: "id1", Node: me}
-		for _, subject := range []string{
-			s.Report(key), s.Output(key, bus.Stdout), s.Event("started", me), s.Alive(box, me), s.Node(box, me), s.Dead(box, me),
-		} {
-			if err := conn.Put(f.ctx(), bus.Outgoing{Subject: subject, Data: []byte("{}")}); err != nil {
-				t.Errorf("its own %s: %v", subject, err)
-			}
+	// Requests that lie: the subject is its own, the body asks for more.
+	mine := bus.NodeAPI + ".CONSUMER.CREATE." + s.CommandStream(me) + "." + box + "=a=b." + s.Commands(me)
+	for name, c := range map[string]struct {
+		subject string
+		body    any
+	}{
+		"another's filter": {mine, consumer(s.CommandStream(me), map[string]any{"name": box + "=a=b", "filter_subject": s.Commands(other)})},
+		"no filter":        {mine, consumer(s.CommandStream(me), map[string]any{"name": box + "=a=b"})},
+		"several filters":  {mine, consumer(s.CommandStream(me), map[string]any{"name": box + "=a=b", "filter_subjects": []string{s.Commands(me), s.Commands(other)}})},
+		"both filters": {mine, consumer(s.CommandStream(me), map[string]any{
+			"name": box + "=a=b", "filter_subject": s.Commands(me), "filter_subjects": []string{s.Commands(other)},
+		})},
+		"another's name":   {mine, consumer(s.CommandStream(me), map[string]any{"name": otherBox + "=a=b=c", "filter_subject": s.Commands(me)})},
+		"another's stream": {mine, consumer(bus.StreamControl, map[string]any{"name": box + "=a=b", "filter_subject": s.Commands(me)})},
+	} {
+		reply, err := conn.Ask(f.ctx(), c.subject, marshal(t, c.body))
+		if err != nil || !strings.Contains(string(reply), `"error"`) {
+			t.Errorf("consumer with %s: %s, %v", name, reply, err)
 		}
-		if m, err := conn.Last(f.ctx(), bus.StreamControl, s.Control(box, me)); err != nil || string(m.Data) != "mine" {
-			t.Errorf("its own withdrawals: %q, %v", m.Data, err)
+	}
+	for _, body := range []string{`{"seq":1}`, `{"last_by_subj":"` + s.Control(otherBox, other) + `"}`, `{"multi_last":["` + s.Control(otherBox, other) + `"]}`} {
+		ctx, cancel := context.WithTimeout(f.ctx(), time.Second)
+		reply, err := conn.Ask(ctx, bus.NodeAPI+".DIRECT.GET."+bus.StreamControl+"."+s.Control(box, me), []byte(body))
+		cancel()
+		if strings.Contains(string(reply), "secret") {
+			t.Errorf("direct get with %s gave %q, %v", body, reply, err)
 		}
-		ctx, cancel := context.WithCancel(f.ctx())
-		var got []string
-		err = conn.Commands(ctx, box, me, func(m bus.Message) error {
-			got = append(got, string(m.Data))
-			cancel()
-			return nil
-		})
-		if len(got) != 1 || got[0] != "mine" {
-			t.Errorf("its own commands: %q, %v", got, err)
-		}
-
-		// What it may not publish.
-		foreign := muster.Key{ID: "id1", Node: other}
-		stream := s.CommandStream(other)
-		for _, subject := range []string{
-			s.Report(foreign), s.Output(foreign, bus.Stdout), s.Event("started", other), s.Alive(otherBox, other), s.Node(otherBox, other), s.Dead(otherBox, other),
-			s.Command(other, muster.KindCommand, "echo"), s.Command(me, muster.KindCommand, "echo"),
-			s.Control(otherBox, other), s.Control(box, me), s.Settings(), s.Sent("id1"), s.Ping(), s.Enrol("x"),
-			s.Prefix + ".fleet.x.node." + string(me),
-			bus.NodeAPI + ".CONSUMER.CREATE." + stream + "." + box + "=a=b." + s.Commands(other),
-			bus.NodeAPI + ".CONSUMER.CREATE." + stream + "." + otherBox + "=a=b=c." + s.Commands(other),
-			bus.NodeAPI + ".CONSUMER.CREATE." + stream + "." + box + "=a=b",
-			bus.NodeAPI + ".CONSUMER.CREATE." + stream,
-			bus.NodeAPI + ".CONSUMER.DURABLE.CREATE." + stream + "." + box + "=a=b",
-			bus.NodeAPI + ".CONSUMER.MSG.NEXT." + stream + "." + otherBox + "=a=b=c",
-			bus.NodeAPI + ".CONSUMER.DELETE." + stream + "." + otherBox + "=a=b=c",
-			"$JS.ACK." + stream + "." + otherBox + "=a=b=c.1.1.1.1.1",
-			bus.NodeAPI + ".DIRECT.GET." + bus.StreamControl + "." + s.Control(otherBox, other),
-			bus.NodeAPI + ".DIRECT.GET." + bus.StreamControl,
-			bus.NodeAPI + ".STREAM.MSG.GET." + bus.StreamControl,
-			bus.NodeAPI + ".STREAM.PURGE." + stream,
-			bus.NodeAPI + ".STREAM.DELETE." + stream,
-			bus.NodeInbox(other) + ".x", "_INBOX.x",
-		} {
-			if err := conn.Tell(subject, []byte("{}")); err != nil {
-				t.Fatal(err)
-			}
-			heard.expect(t, "publish", subject)
-		}
-
-		// What it may not hear.
-		for _, subject := range []string{
-			s.Control(otherBox, other), s.Control(bus.AnyMailbox, other), s.Control(bus.AnyMailbox, me), s.Prefix + ".control.>", s.Prefix + ".>", ">", "_INBOX.>", "_INBOX_NODE.>",
-			bus.NodeInbox(other) + ".>", s.Command(other, muster.KindCommand, "echo"), s.Report(foreign), bus.NodeAPI + ".>", "$KV.>",
-		} {
-			stop, err := conn.Serve(subject, func(bus.Request) {})
-			if err != nil {
-				t.Fatal(err)
-			}
-			heard.expect(t, "subscribe to", subject)
-			stop()
-		}
-
-		// Requests that lie: the subject is its own, the body asks for more.
-		mine := bus.NodeAPI + ".CONSUMER.CREATE." + s.CommandStream(me) + "." + box + "=a=b." + s.Commands(me)
-		for name, c := range map[string]struct {
-			subject string
-			body    any
-		}{
-			"another's filter": {mine, consumer(s.CommandStream(me), map[string]any{"name": box + "=a=b", "filter_subject": s.Commands(other)})},
-			"no filter":        {mine, consumer(s.CommandStream(me), map[string]any{"name": box + "=a=b"})},
-			"several filters":  {mine, consumer(s.CommandStream(me), map[string]any{"name": box + "=a=b", "filter_subjects": []string{s.Commands(me), s.Commands(other)}})},
-			"both filters": {mine, consumer(s.CommandStream(me), map[string]any{
-				"name": box + "=a=b", "filter_subject": s.Commands(me), "filter_subjects": []string{s.Commands(other)},
-			})},
-			"another's name":   {mine, consumer(s.CommandStream(me), map[string]any{"name": otherBox + "=a=b=c", "filter_subject": s.Commands(me)})},
-			"another's stream": {mine, consumer(bus.StreamControl, map[string]any{"name": box + "=a=b", "filter_subject": s.Commands(me)})},
-		} {
-			reply, err := conn.Ask(f.ctx(), c.subject, marshal(t, c.body))
-			if err != nil || !strings.Contains(string(reply), `"error"`) {
-				t.Errorf("consumer with %s: %s, %v", name, reply, err)
-			}
-		}
-		for _, body := range []string{`{"seq":1}`, `{"last_by_subj":"` + s.Control(otherBox, other) + `"}`, `{"multi_last":["` + s.Control(otherBox, other) + `"]}`} {
-			ctx, cancel := context.WithTimeout(f.ctx(), time.Second)
-			reply, err := conn.Ask(ctx, bus.NodeAPI+".DIRECT.GET."+bus.StreamControl+"."+s.Control(box, me), []byte(body))
-			cancel()
-			if strings.Contains(string(reply), "secret") {
-				t.Errorf("direct get with %s gave %q, %v", body, reply, err)
-			}
-		}
-	})
+	}
 }
 
 // mailboxOf reads the mailbox of a node that has joined.
@@ -148,8 +148,8 @@ func mailboxOf(t *testing.T, dir string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	box, api := enrol.Box(userJWT, n.Node.Prefix, muster.NodeName(n.Node.Node))
-	if box == bus.OpenMailbox || api != bus.NodeAPI {
+	box := enrol.MailboxOf(userJWT, n.Node.Prefix, muster.NodeName(n.Node.Node))
+	if box == bus.OpenMailbox {
 		t.Fatal("the node has no mailbox of its own")
 	}
 	return box

@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server/ats"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/musterfleet/muster"
 	"github.com/musterfleet/muster/internal/broker"
@@ -131,21 +133,47 @@ func TestSetup(t *testing.T) {
 		if err := c.Put(t.Context(), bus.Outgoing{Subject: c.Subjects().Settings(), Data: []byte(`{"stream":"X","seq":1}`)}); muster.KindOf(err) != muster.Full {
 			t.Errorf("settings were replaced: %v", err)
 		}
-		replace := func(data string) {
-			t.Helper()
-			must(t, c.Purge(t.Context(), bus.StreamSettings, c.Subjects().Settings()))
-			must(t, c.Put(t.Context(), bus.Outgoing{Subject: c.Subjects().Settings(), Data: []byte(data)}))
-		}
-		replace(`{"version":99,"fleet":"F","shards":2,"replicas":1}`)
-		if err := c.Setup(t.Context(), layout); muster.KindOf(err) != muster.Unsupported {
-			t.Errorf("newer layout, set up: %v", err)
-		}
-		if _, err := c.Load(t.Context()); muster.KindOf(err) != muster.Unsupported {
-			t.Errorf("newer layout, load: %v", err)
-		}
-		replace(`?`)
+		// A message that is not the settings is no word of the broker, and is mended.
+		must(t, c.Purge(t.Context(), bus.StreamSettings, c.Subjects().Settings()))
+		must(t, c.Put(t.Context(), bus.Outgoing{Subject: c.Subjects().Settings(), Data: []byte("?")}))
 		if _, err := c.Load(t.Context()); muster.KindOf(err) != muster.Corrupt {
 			t.Errorf("damaged settings: %v", err)
+		}
+		must(t, c.Setup(t.Context(), layout))
+		if s, err := c.Load(t.Context()); err != nil || s.Fleet != "F" {
+			t.Errorf("mended settings: %+v, %v", s, err)
+		}
+		must(t, c.Purge(t.Context(), bus.StreamSettings, c.Subjects().Settings()))
+		if _, err := c.Load(t.Context()); muster.KindOf(err) != muster.Unavailable {
+			t.Errorf("settings that are being replaced: %v", err)
+		}
+	})
+}
+
+// TestNewerLayout: what a newer muster has made is left alone.
+func TestNewerLayout(t *testing.T) {
+	with(t, func(t *testing.T, l *link, c *bus.Conn) {
+		nc, err := nats.Connect("", nats.InProcessServer(l))
+		must(t, err)
+		defer nc.Close()
+		js, err := jetstream.New(nc)
+		must(t, err)
+		stream, err := js.Stream(t.Context(), bus.StreamSettings)
+		must(t, err)
+		newer := []byte(`{"version":99,"fleet":"F","shards":100000}`)
+		config := stream.CachedInfo().Config
+		config.Metadata = map[string]string{"muster-settings": string(newer)}
+		_, err = js.UpdateStream(t.Context(), config)
+		must(t, err)
+		must(t, c.Purge(t.Context(), bus.StreamSettings, c.Subjects().Settings()))
+		must(t, c.Put(t.Context(), bus.Outgoing{Subject: c.Subjects().Settings(), Data: newer}))
+		_, load := c.Load(t.Context())
+		for what, err := range map[string]error{
+			"set up": c.Setup(t.Context(), layout), "reshard": c.Reshard(t.Context(), layout, 2), "load": load,
+		} {
+			if muster.KindOf(err) != muster.Unsupported {
+				t.Errorf("%s: %v", what, err)
+			}
 		}
 	})
 }
@@ -215,7 +243,7 @@ func take(t *testing.T, c *bus.Conn, node muster.NodeName, n int, ack func(i int
 	enough := errors.New("enough")
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	err := c.Commands(ctx, bus.OpenMailbox, node, func(m bus.Message) error {
+	err := c.Commands(ctx, node, func(m bus.Message) error {
 		got = append(got, string(m.Data))
 		if ack(len(got) - 1) {
 			must(t, m.Ack())
@@ -250,7 +278,7 @@ func TestCommands(t *testing.T) {
 		// The end of the connection ends the reading.
 		ended := make(chan error)
 		go func() {
-			ended <- c.Commands(t.Context(), bus.OpenMailbox, "a.b", func(bus.Message) error { return nil })
+			ended <- c.Commands(t.Context(), "a.b", func(bus.Message) error { return nil })
 		}()
 		synctest.Wait()
 		l.set(true)

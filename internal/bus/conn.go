@@ -26,7 +26,9 @@ type Options struct {
 	CA     []byte   // PEM of the only authority trusted for the broker; nil for the system's
 	Prefix string   // of subjects, default DefaultPrefix
 	Inbox  string   // prefix of inboxes, default _INBOX
-	API    string   // prefix of the JetStream API, default $JS.API
+	// Mailbox of the node that connects, see MailboxOf; default OpenMailbox. One
+	// with a mailbox of its own is in the account of nodes.
+	Mailbox string
 	// InProcess is a broker in this process, used instead of the URLs.
 	InProcess nats.InProcessConnProvider
 	Timeout   time.Duration // of dialling, default 5 s
@@ -44,7 +46,8 @@ func (o Options) LogValue() slog.Value {
 type Conn struct {
 	nc       *nats.Conn
 	js       jetstream.JetStream
-	api      string
+	mailbox  string
+	api      string // prefix of the JetStream API
 	subjects Subjects
 	settings Settings
 	log      *slog.Logger
@@ -53,6 +56,8 @@ type Conn struct {
 
 	mu      sync.Mutex // guards records
 	records string     // subject of the fleet's records, once it is known
+
+	beforeStep func() // of a change of the layout; set by tests
 }
 
 // Dial connects. It does not try again; the caller decides when to.
@@ -63,7 +68,10 @@ func Dial(ctx context.Context, o Options) (*Conn, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	c := &Conn{api: cmp.Or(o.API, usualAPI), subjects: Subjects{Prefix: o.Prefix, Shards: 1}, log: o.Log, done: make(chan struct{})}
+	c := &Conn{mailbox: cmp.Or(o.Mailbox, OpenMailbox), api: usualAPI, subjects: Subjects{Prefix: o.Prefix, Shards: 1}, log: o.Log, done: make(chan struct{})}
+	if c.mailbox != OpenMailbox {
+		c.api = NodeAPI
+	}
 	opts, err := c.natsOptions(ctx, o)
 	if err != nil {
 		return nil, err
@@ -151,6 +159,9 @@ func (c *Conn) Done() <-chan struct{} { return c.done }
 
 // Subjects returns the subjects of the fleet.
 func (c *Conn) Subjects() Subjects { return c.subjects }
+
+// Mailbox returns that of the node that has connected.
+func (c *Conn) Mailbox() string { return c.mailbox }
 
 // Settings returns what Load or Setup has read.
 func (c *Conn) Settings() Settings { return c.settings }

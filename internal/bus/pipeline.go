@@ -42,6 +42,7 @@ type Pipeline struct {
 	mu      sync.Mutex // guards the fields below
 	next    uint64
 	pending map[uint64]func(error)
+	unheard int       // of the pending, those on whose subject no stream listens
 	heard   time.Time // of the last receipt, or of the first message after silence
 	closed  bool
 }
@@ -86,7 +87,7 @@ func (p *Pipeline) Publish(m Outgoing, done func(error)) {
 		return
 	}
 	p.mu.Lock()
-	if p.closed {
+	if p.closed || p.unheard > 0 {
 		p.mu.Unlock()
 		<-p.ended
 		done(errGone)
@@ -142,19 +143,10 @@ func (p *Pipeline) receipt(m *nats.Msg) {
 	if err != nil {
 		return
 	}
-	if m.Header.Get("Status") == "503" {
-		// No stream listens. Nothing was stored, but what follows might be.
-		p.c.nc.Close()
-		return
-	}
 	p.calls.Lock()
 	defer p.calls.Unlock()
-	p.mu.Lock()
-	f, ok := p.pending[n]
-	delete(p.pending, n)
-	p.heard = time.Now()
-	p.mu.Unlock()
-	if !ok {
+	f := p.heardOf(n, m.Header.Get("Status") == "503")
+	if f == nil {
 		return
 	}
 	<-p.window
@@ -163,6 +155,28 @@ func (p *Pipeline) receipt(m *nats.Msg) {
 		p.c.nc.Close() // it will be tried again, and must not come after its successors
 	}
 	f(err)
+}
+
+// heardOf notes an answer and returns what to call with it. When no stream
+// listens nothing was stored, but what follows might be: nothing more is sent,
+// and the connection ends as soon as all that is under way is answered. (At
+// once, it would be unknown of what was stored before, which would be stored
+// again where commands have moved to.)
+func (p *Pipeline) heardOf(n uint64, nobody bool) func(error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	f := p.pending[n]
+	p.heard = time.Now()
+	if nobody {
+		p.unheard++
+		f = nil
+	} else {
+		delete(p.pending, n)
+	}
+	if p.unheard > 0 && p.unheard == len(p.pending) {
+		p.c.nc.Close()
+	}
+	return f
 }
 
 // receiptError reads the broker's receipt.

@@ -30,6 +30,7 @@ const (
 	ackWait           = 5 * time.Minute
 	inactiveThreshold = 5 * time.Minute
 	pullHeartbeat     = 15 * time.Second
+	drainWait         = 5 * time.Second // for a message of an older queue, before it is counted again
 )
 
 // Commands reads the node's queue from its first unacknowledged command, in
@@ -39,8 +40,18 @@ const (
 // The consumer is deleted and made anew each time: a work queue holds exactly
 // what is not acknowledged, so that a fresh consumer is in order, which a kept
 // one, redelivering behind newer messages, is not.
-func (c *Conn) Commands(ctx context.Context, mailbox string, node muster.NodeName, handle func(Message) error) error {
-	consumer, err := c.freshConsumer(ctx, mailbox, node)
+func (c *Conn) Commands(ctx context.Context, node muster.NodeName, handle func(Message) error) error {
+	for _, q := range c.settings.Older {
+		if err := c.drain(ctx, q, node, handle); err != nil {
+			return err
+		}
+	}
+	consumer, err := c.freshConsumer(ctx, c.settings.Queues, node)
+	// If commands move to other streams after this, the consumer is deleted; if
+	// they did before, and perhaps the stream is gone, it is seen here.
+	if err := c.current(ctx); err != nil {
+		return err
+	}
 	if err != nil {
 		return err
 	}
@@ -50,27 +61,80 @@ func (c *Conn) Commands(ctx context.Context, mailbox string, node muster.NodeNam
 		return natsError(err, "read the queue")
 	}
 	defer messages.Stop()
-	return c.deliver(ctx, messages, handle)
+	for want := uint64(1); ; want++ {
+		m, err := messages.Next(jetstream.NextContext(ctx))
+		if err != nil {
+			return natsError(err, "read the queue")
+		}
+		if err := deliver(m, want, handle); err != nil {
+			return err
+		}
+	}
+}
+
+// drain reads the node's queue in a set of streams that takes no more commands,
+// to its end. Streams that are gone were empty.
+func (c *Conn) drain(ctx context.Context, q Queues, node muster.NodeName, handle func(Message) error) error {
+	consumer, err := c.freshConsumer(ctx, q, node)
+	if muster.KindOf(err) == muster.NotFound {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if consumer.CachedInfo().NumPending == 0 {
+		c.dropConsumer(c.subjects.of(q).CommandStream(node), consumerName(c.mailbox, node))
+		return nil
+	}
+	for want := uint64(1); ; {
+		// What is pending may be removed by its time to live, so that the end is
+		// not seen in the messages. The consumer stays, for acknowledgements.
+		info, err := consumer.Info(ctx)
+		if err != nil {
+			return natsError(err, "read the older queue")
+		}
+		if info.NumPending == 0 {
+			return nil
+		}
+		batch, err := consumer.Fetch(int(min(info.NumPending, maxAckPending/2)), jetstream.FetchMaxWait(drainWait))
+		if err != nil {
+			return natsError(err, "read the older queue")
+		}
+		for m := range batch.Messages() {
+			if err := deliver(m, want, handle); err != nil {
+				return err
+			}
+			want++
+		}
+		if err := batch.Error(); err != nil {
+			return natsError(err, "read the older queue")
+		}
+		if ctx.Err() != nil {
+			return natsError(ctx.Err(), "read the older queue")
+		}
+	}
 }
 
 // EnsureQueue makes the consumer of a node without reading from it.
-func (c *Conn) EnsureQueue(ctx context.Context, mailbox string, node muster.NodeName) error {
-	_, err := c.freshConsumer(ctx, mailbox, node)
+func (c *Conn) EnsureQueue(ctx context.Context, node muster.NodeName) error {
+	_, err := c.freshConsumer(ctx, c.settings.Queues, node)
 	return err
 }
 
-// freshConsumer replaces the node's consumer by a new one.
-func (c *Conn) freshConsumer(ctx context.Context, mailbox string, node muster.NodeName) (jetstream.Consumer, error) {
-	stream, name := c.subjects.CommandStream(node), consumerName(mailbox, node)
+// freshConsumer replaces the node's consumer in a set of streams by a new one.
+func (c *Conn) freshConsumer(ctx context.Context, q Queues, node muster.NodeName) (jetstream.Consumer, error) {
+	subjects, name := c.subjects.of(q), consumerName(c.mailbox, node)
+	stream := subjects.CommandStream(node)
 	setup, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	if err := c.js.DeleteConsumer(setup, stream, name); err != nil && !errors.Is(err, jetstream.ErrConsumerNotFound) {
 		return nil, natsError(err, "remove the old consumer")
 	}
 	consumer, err := c.js.CreateConsumer(setup, stream, jetstream.ConsumerConfig{
-		Name: name, FilterSubject: c.subjects.Commands(node),
+		Name: name, FilterSubject: subjects.Commands(node),
 		AckPolicy: jetstream.AckExplicitPolicy, AckWait: ackWait, MaxAckPending: maxAckPending,
-		InactiveThreshold: inactiveThreshold, MemoryStorage: true, Replicas: 1,
+		InactiveThreshold: inactiveThreshold, MemoryStorage: true,
+		Replicas: c.settings.Replicas, // the broker wants as many as of a work queue's stream
 	})
 	if err != nil {
 		return nil, natsError(err, "make a consumer")
@@ -78,27 +142,18 @@ func (c *Conn) freshConsumer(ctx context.Context, mailbox string, node muster.No
 	return consumer, nil
 }
 
-// deliver hands messages on while their consumer sequence has no gap.
-func (c *Conn) deliver(ctx context.Context, messages jetstream.MessagesContext, handle func(Message) error) error {
-	for want := uint64(1); ; want++ {
-		m, err := messages.Next(jetstream.NextContext(ctx))
-		if err != nil {
-			return natsError(err, "read the queue")
-		}
-		md, err := m.Metadata()
-		if err != nil {
-			return natsError(err, "read the queue")
-		}
-		if md.Sequence.Consumer != want {
-			return muster.Errorf(muster.Unavailable, "a delivery was lost: got number %d, want %d", md.Sequence.Consumer, want)
-		}
-		err = handle(Message{
-			Subject: m.Subject(), Data: m.Data(), Delivered: int(md.NumDelivered), Stored: md.Timestamp, msg: m,
-		})
-		if err != nil {
-			return err
-		}
+// deliver hands a message on if its consumer's sequence has no gap.
+func deliver(m jetstream.Msg, want uint64, handle func(Message) error) error {
+	md, err := m.Metadata()
+	if err != nil {
+		return natsError(err, "read the queue")
 	}
+	if md.Sequence.Consumer != want {
+		return muster.Errorf(muster.Unavailable, "a delivery was lost: got number %d, want %d", md.Sequence.Consumer, want)
+	}
+	return handle(Message{
+		Subject: m.Subject(), Data: m.Data(), Delivered: int(md.NumDelivered), Stored: md.Timestamp, msg: m,
+	})
 }
 
 // A Stored message is one that was read from a stream.
@@ -113,13 +168,14 @@ type Stored struct {
 
 // Last returns the newest message on a subject, or an error of kind NotFound.
 // It asks by a subject that names the wanted one, so that permissions can be
-// exact.
+// exact. That nobody answers may mean that the stream has no leader at the
+// moment, and never that it holds nothing: the kind is then Unavailable.
 func (c *Conn) Last(ctx context.Context, stream, subject string) (Stored, error) {
 	m, err := c.nc.RequestWithContext(ctx, c.api+".DIRECT.GET."+stream+"."+subject, nil)
 	if err != nil {
 		if errors.Is(err, nats.ErrNoResponders) {
-			return Stored{}, muster.Errorf(muster.NotFound, "stream %s is not there", stream).
-				WithHint("start the broker once with 'muster broker', which makes it")
+			return Stored{}, muster.Errorf(muster.Unavailable, "stream %s does not answer", stream).
+				WithHint("a cluster may have no leader for it now; on a server of your own, 'muster broker --broker URL' makes it")
 		}
 		return Stored{}, natsError(err, "read "+subject)
 	}

@@ -52,7 +52,7 @@ func (c *Conn) Follow(ctx context.Context, q Query, handle func(Stored) error) e
 }
 
 func (c *Conn) read(ctx context.Context, q Query, follow bool, handle func(Stored) error) error {
-	consumer, err := c.js.OrderedConsumer(ctx, q.Stream, q.config())
+	consumer, err := c.reader(ctx, q)
 	if err != nil {
 		return natsError(err, "read stream "+q.Stream)
 	}
@@ -93,6 +93,23 @@ func (c *Conn) read(ctx context.Context, q Query, follow bool, handle func(Store
 // connection (64 MiB by default), and it closes that.
 const readAhead = 8 << 20
 
+// readerTries is how often a consumer is asked for. A cluster that has lost a
+// server gives it to that server, which never answers, once in a few times,
+// until it has noticed the loss.
+const readerTries = 10
+
+func (c *Conn) reader(ctx context.Context, q Query) (consumer jetstream.Consumer, err error) {
+	for range readerTries {
+		try, cancel := context.WithTimeout(ctx, requestTimeout)
+		consumer, err = c.js.OrderedConsumer(try, q.Stream, q.config())
+		cancel()
+		if !errors.Is(err, context.DeadlineExceeded) || ctx.Err() != nil {
+			break
+		}
+	}
+	return consumer, err
+}
+
 // dropConsumer is a courtesy: the broker would drop it a minute later.
 func (c *Conn) dropConsumer(stream, name string) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
@@ -127,6 +144,9 @@ func (c *Conn) put(ctx context.Context, m Outgoing, opts ...jetstream.PublishOpt
 		msg.Header.Set(k, v)
 	}
 	ack, err := c.js.PublishMsg(ctx, msg, opts...)
+	if errors.Is(err, jetstream.ErrNoStreamResponse) {
+		c.nc.Close() // the stream may have been replaced: a new connection knows
+	}
 	if err != nil {
 		return 0, natsError(err, "store "+m.Subject)
 	}
@@ -143,23 +163,45 @@ func (c *Conn) Flush(ctx context.Context) error {
 	return natsError(c.nc.FlushWithContext(ctx), "flush")
 }
 
-// Queue returns the number of commands that wait for each node, by the whole
+// Queue returns the number of commands that wait for the node, by the whole
 // of the node's lanes.
 func (c *Conn) Queue(ctx context.Context, node muster.NodeName) (int, error) {
-	filter := c.subjects.Commands(node)
-	s, err := c.js.Stream(ctx, c.subjects.CommandStream(node))
-	if err != nil {
-		return 0, natsError(err, "read the queue of "+string(node))
-	}
-	info, err := s.Info(ctx, jetstream.WithSubjectFilter(filter))
-	if err != nil {
-		return 0, natsError(err, "read the queue of "+string(node))
-	}
 	total := 0
-	for _, n := range info.State.Subjects {
-		total += int(n)
+	err := c.eachQueue(ctx, func(s Subjects) error {
+		doing := "read the queue of " + string(node)
+		stream, err := c.js.Stream(ctx, s.CommandStream(node))
+		if err != nil {
+			return natsError(err, doing)
+		}
+		info, err := stream.Info(ctx, jetstream.WithSubjectFilter(s.Commands(node)))
+		if err != nil {
+			return natsError(err, doing)
+		}
+		for _, n := range info.State.Subjects {
+			total += int(n)
+		}
+		return nil
+	})
+	return total, err
+}
+
+// PurgeQueue removes all commands that wait for the node.
+func (c *Conn) PurgeQueue(ctx context.Context, node muster.NodeName) error {
+	return c.eachQueue(ctx, func(s Subjects) error { return c.Purge(ctx, s.CommandStream(node), s.Commands(node)) })
+}
+
+// eachQueue calls f for each set of command streams. An older one may have
+// been removed.
+func (c *Conn) eachQueue(ctx context.Context, f func(Subjects) error) error {
+	if err := c.current(ctx); err != nil {
+		return err
 	}
-	return total, nil
+	for _, q := range c.settings.Older {
+		if err := f(c.subjects.of(q)); err != nil && muster.KindOf(err) != muster.NotFound {
+			return err
+		}
+	}
+	return f(c.subjects)
 }
 
 // Purge removes what a stream holds under a filter.

@@ -23,6 +23,8 @@ func (c *Conn) recordSubject(ctx context.Context) (string, error) {
 	if c.records != "" {
 		return c.records, nil
 	}
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
 	s, err := c.js.Stream(ctx, StreamFleet)
 	if err != nil {
 		return "", natsError(err, "find the records of the fleet")
@@ -39,21 +41,16 @@ func (c *Conn) recordSubject(ctx context.Context) (string, error) {
 	return base, nil
 }
 
-// setupRecords makes the stream of records, under a subject that nobody can
-// guess, or brings it up to date.
-func (c *Conn) setupRecords(ctx context.Context, o LayoutOptions) error {
+// recordStream is the stream of records, under a subject that nobody can guess:
+// the one that it has, or a new one.
+func (c *Conn) recordStream(ctx context.Context, o LayoutOptions) (jetstream.StreamConfig, error) {
 	base, err := c.recordSubject(ctx)
 	if muster.KindOf(err) == muster.NotFound {
 		base, err = c.subjects.Prefix+".fleet."+NewMailbox()+".", nil
 	}
-	if err != nil {
-		return err
-	}
-	_, err = c.js.CreateOrUpdateStream(ctx, jetstream.StreamConfig{
-		Name: StreamFleet, Subjects: []string{base + ">"}, Replicas: o.Replicas, Storage: jetstream.FileStorage,
-		Duplicates: duplicateWindow, MaxConsumers: maxConsumers, AllowDirect: true, MaxMsgsPerSubject: recordHistory,
-	})
-	return natsError(err, "make stream "+StreamFleet)
+	s := o.base(StreamFleet, base+">")
+	s.MaxMsgsPerSubject = recordHistory
+	return s, err
 }
 
 // Record reads the newest version of a record. Its Subject is the key.

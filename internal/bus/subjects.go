@@ -15,7 +15,7 @@ import (
 // dots, so it stands where its length is no question: last, or before the
 // fixed number of tokens that end a command's subject.
 //
-//	P.command.<shard>.<node>.<kind>.<method>  work queue     to the node
+//	P.command.<queue>.<node>.<kind>.<method>  work queue     to the node
 //	P.control.<mailbox>.<node>                last value     to the node: withdrawals
 //	P.settings                                last value     to all: the layout
 //	P.fleet.<mailbox>.<record>                last values    among operators: records of nodes and invitations
@@ -63,9 +63,38 @@ const (
 
 // Subjects makes the subjects of one fleet.
 type Subjects struct {
-	Prefix string
-	Shards int
+	Prefix     string
+	Shards     int // of the current set of command streams
+	Generation int // of that set
 }
+
+// Queues are a set of command streams, among which nodes are spread. Another
+// number of streams is another set, with the next generation.
+type Queues struct {
+	Generation int `json:"generation,omitempty"`
+	Shards     int `json:"shards"`
+}
+
+// token names one stream of the set in subjects and in the stream's name.
+func (q Queues) token(shard int) string {
+	if q.Generation == 0 {
+		return strconv.Itoa(shard)
+	}
+	return strconv.Itoa(q.Generation) + "-" + strconv.Itoa(shard)
+}
+
+func (q Queues) stream(shard int) string { return "MUSTER_COMMAND_" + q.token(shard) }
+
+// of returns the subjects with another set of command streams.
+func (s Subjects) of(q Queues) Subjects {
+	s.Shards, s.Generation = q.Shards, q.Generation
+	return s
+}
+
+func (s Subjects) queues() Queues { return Queues{Generation: s.Generation, Shards: s.Shards} }
+
+// queue is the token of the node's command stream.
+func (s Subjects) queue(n muster.NodeName) string { return s.queues().token(s.Shard(n)) }
 
 // methodToken writes a method as one token of a subject.
 func methodToken(m muster.Method) string { return strings.ReplaceAll(string(m), ".", ":") }
@@ -79,18 +108,31 @@ func (s Subjects) Shard(n muster.NodeName) int {
 
 // Command is the subject of a command.
 func (s Subjects) Command(n muster.NodeName, k muster.Kind, m muster.Method) string {
-	return fmt.Sprintf("%s.command.%d.%s.%s.%s", s.Prefix, s.Shard(n), n, k, methodToken(m))
+	return fmt.Sprintf("%s.command.%s.%s.%s.%s", s.Prefix, s.queue(n), n, k, methodToken(m))
 }
 
 // Commands is the filter for all commands of a node, and of no other.
 func (s Subjects) Commands(n muster.NodeName) string {
-	return fmt.Sprintf("%s.command.%d.%s.*.*", s.Prefix, s.Shard(n), n)
+	return fmt.Sprintf("%s.command.%s.%s.*.*", s.Prefix, s.queue(n), n)
+}
+
+// Requeued is where a command of the node that was stored under the given
+// subject, perhaps of an earlier set of streams, is to be stored now. It is
+// not ok when the subject is not one of the node's commands.
+func (s Subjects) Requeued(n muster.NodeName, subject string) (_ string, ok bool) {
+	f, tail, ok := s.rest(subject, "command", 1)
+	lane, mine := strings.CutPrefix(string(tail), string(n)+".")
+	if !ok || f[0] == "" || !mine || strings.Count(lane, ".") != 1 {
+		return "", false
+	}
+	return fmt.Sprintf("%s.command.%s.%s.%s", s.Prefix, s.queue(n), n, lane), true
 }
 
 // CommandStream is the stream that holds the node's commands.
-func (s Subjects) CommandStream(n muster.NodeName) string { return commandStream(s.Shard(n)) }
+func (s Subjects) CommandStream(n muster.NodeName) string { return s.queues().stream(s.Shard(n)) }
 
-func commandStream(shard int) string { return "MUSTER_COMMAND_" + strconv.Itoa(shard) }
+// sealed is the only subject of a command stream that takes no more commands.
+func (s Subjects) sealed(q Queues, shard int) string { return s.Prefix + ".sealed." + q.token(shard) }
 
 // The streams beside those of commands.
 const (

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -137,6 +138,7 @@ machine alone.`,
 
 func (p *program) brokerCommand() *cobra.Command {
 	var dir, listen, url, creds string
+	var replicas int
 	cmd := &cobra.Command{
 		Use:   "broker",
 		Short: "Run the broker of a fleet",
@@ -160,8 +162,12 @@ rest (it admits nodes). 'muster broker config' prints what that server needs.`,
 				e := usagef(cmd, "--broker and --listen exclude each other")
 				e.hint = "'muster config show --origin' shows where broker.server and broker.listen are set"
 				return e
+			case url == "" && replicas != 0:
+				return usagef(cmd, "--replicas is for a cluster of your own: --broker is missing")
+			case replicas < 0 || replicas > 5:
+				return usagef(cmd, "--replicas %d is out of range; expected 1 to 5", replicas)
 			case url != "":
-				o := app.ServiceOptions{Dir: dir, BrokerURL: url, CredsFile: creds, Log: p.logger()}
+				o := app.ServiceOptions{Dir: dir, BrokerURL: url, CredsFile: creds, Replicas: replicas, Log: p.logger()}
 				return orderly(ctx, p.back.RunService(ctx, o, func() { p.say("ready, with the broker at %s", url) }))
 			}
 			o := app.BrokerOptions{Dir: dir, Listen: listen, Log: p.logger()}
@@ -176,6 +182,8 @@ rest (it admits nodes). 'muster broker config' prints what that server needs.`,
 	setting(cmd.Flags(), "listen", "broker.listen")
 	setting(cmd.Flags(), "broker", "broker.server")
 	setting(cmd.Flags(), "creds", "broker.creds")
+	cmd.Flags().IntVar(&replicas, "replicas", 0, "servers of its cluster that store each message (default: as before, 1 at first)")
+	cmd.AddCommand(p.brokerReshard(&dir))
 	cmd.AddCommand(&cobra.Command{
 		Use:   "config",
 		Short: "Print the configuration for a NATS server of your own",
@@ -193,6 +201,36 @@ operator, accounts and JetStream. It holds no secret keys.`,
 			return err
 		},
 	})
+	return cmd
+}
+
+func (p *program) brokerReshard(dir *string) *cobra.Command {
+	o := app.ReshardOptions{}
+	cmd := &cobra.Command{
+		Use:   "reshard STREAMS",
+		Short: "Change the number of streams that commands are spread over",
+		Long: `Change the number of streams that the running broker spreads the commands for
+nodes over, 16 at first. More are faster with many thousands of nodes.
+
+It is done while senders and nodes work: both connect anew once, and commands
+keep their order. The old streams go when nodes have emptied them. If this is
+interrupted, the next start of the broker completes it.`,
+		Example: `  muster broker reshard 64`,
+		Args:    cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			n, err := strconv.Atoi(args[0])
+			if err != nil {
+				return usagef(cmd, "%q is no number of streams", args[0])
+			}
+			o.Dir, o.Shards, o.Log = *dir, n, p.logger()
+			if err := p.back.Reshard(cmd.Context(), o); err != nil {
+				return err
+			}
+			p.say("commands are spread over %d streams", n)
+			return nil
+		},
+	}
+	cmd.Flags().StringVar(&o.BrokerURL, "broker", "", "address of the broker (default: as the fleet was made)")
 	return cmd
 }
 

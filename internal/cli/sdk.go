@@ -40,6 +40,7 @@ type Backend interface {
 	RunService(ctx context.Context, o app.ServiceOptions, ready func()) error
 	ServerConfig(dir string) ([]byte, error)
 	Invite(ctx context.Context, o app.InviteOptions) (string, error)
+	Reshard(ctx context.Context, o app.ReshardOptions) error
 	RunAgent(ctx context.Context, o app.AgentOptions) error
 	RunDev(ctx context.Context, o app.DevOptions) error
 }
@@ -75,6 +76,10 @@ func (application) RunService(ctx context.Context, o app.ServiceOptions, ready f
 }
 
 func (application) ServerConfig(dir string) ([]byte, error) { return app.ServerConfig(dir) }
+
+func (application) Reshard(ctx context.Context, o app.ReshardOptions) error {
+	return app.Reshard(ctx, o)
+}
 
 func (application) Invite(ctx context.Context, o app.InviteOptions) (string, error) {
 	return app.Invite(ctx, o)

@@ -96,15 +96,9 @@ func prefixOf(token aaa.Token) string {
 	return prefix
 }
 
-// Box says how a node with this user JWT uses the bus: its mailbox, and the
-// prefix of the JetStream API. Credentials that muster has not made are those
-// of an account of its own, with the usual ones.
-func Box(userJWT, prefix string, node muster.NodeName) (mailbox, api string) {
-	mailbox = bus.MailboxOf(prefix, node, mayPublish(userJWT))
-	if mailbox != bus.OpenMailbox {
-		api = bus.NodeAPI
-	}
-	return mailbox, api
+// MailboxOf reads a node's mailbox from its user JWT.
+func MailboxOf(userJWT, prefix string, node muster.NodeName) string {
+	return bus.MailboxOf(prefix, node, mayPublish(userJWT))
 }
 
 // mayPublish lists the subjects to which a user JWT lets publish.

@@ -19,7 +19,10 @@ import (
 
 	"github.com/musterfleet/muster"
 	"github.com/musterfleet/muster/client"
+	"github.com/musterfleet/muster/internal/aaa"
 	"github.com/musterfleet/muster/internal/app"
+	"github.com/musterfleet/muster/internal/bus"
+	"github.com/musterfleet/muster/internal/config"
 )
 
 // A Lab is a fleet in one folder.
@@ -132,20 +135,47 @@ func (l *Lab) AddNode(ctx context.Context, name muster.NodeName) (*Node, error) 
 
 // Client connects to the fleet as its operator, in this process.
 func (l *Lab) Client(ctx context.Context) (*client.Client, error) {
+	o, err := l.options()
+	if err != nil {
+		return nil, err
+	}
+	return client.Connect(ctx, o)
+}
+
+// Conn is the operator's bare connection to the broker.
+func (l *Lab) Conn(ctx context.Context) (*bus.Conn, error) {
+	o, err := l.options()
+	if err != nil {
+		return nil, err
+	}
+	userJWT, seed, err := config.ParseCreds(aaa.NewSecret(o.Credentials))
+	if err != nil {
+		return nil, err
+	}
+	conn, err := bus.Dial(ctx, bus.Options{URLs: o.URLs, CA: o.CA, Prefix: o.Prefix, JWT: userJWT, Seed: string(seed.Reveal())})
+	if err != nil {
+		return nil, err
+	}
+	if _, err := conn.Load(ctx); err != nil {
+		conn.Close()
+		return nil, err
+	}
+	return conn, nil
+}
+
+// options are those of the fleet's operator, without an outbox.
+func (l *Lab) options() (client.Options, error) {
 	for _, kv := range l.Environment() {
 		k, v, _ := strings.Cut(kv, "=")
 		if strings.HasPrefix(k, "XDG_") {
 			if err := os.Setenv(k, v); err != nil {
-				return nil, err
+				return client.Options{}, err
 			}
 		}
 	}
 	o, err := app.ClientOptions("")
-	if err != nil {
-		return nil, err
-	}
 	o.OutboxDir = ""
-	return client.Connect(ctx, o)
+	return o, err
 }
 
 // Close ends everything that the lab started.
