@@ -52,7 +52,7 @@ func run(ctx context.Context, exe string) error {
 	}
 	defer os.RemoveAll(dir)
 	fmt.Printf("# Results\n\n%s\n", machine())
-	for _, part := range []func(context.Context, string, string) error{latency, throughput, catchUp, memory} {
+	for _, part := range []func(context.Context, string, string) error{latency, throughput, catchUp, memory, many} {
 		if err := part(ctx, exe, dir); err != nil {
 			return err
 		}
@@ -515,7 +515,7 @@ func residentKB(pid int) (kb int, err error) {
 	return kb, err
 }
 
-// memory measures an idle agent, the binary, and a broker with many nodes.
+// memory measures an idle agent, the binary, and a broker with one node.
 func memory(ctx context.Context, exe, dir string) error {
 	fmt.Printf("\n## Size\n\n| what | figure |\n| --- | --- |\n")
 	st, err := os.Stat(exe)
@@ -539,36 +539,125 @@ func memory(ctx context.Context, exe, dir string) error {
 		}
 		fmt.Printf("| %s, resident | %.1f MB |\n", name, float64(rss)/1024)
 	}
+	return nil
+}
+
+// many measures brokers with many nodes.
+func many(ctx context.Context, exe, dir string) error {
+	fmt.Printf("\n## A broker with many nodes, %d commands waiting for each\n\n", waiting)
+	fmt.Printf("| nodes | commands stored in | queues created in | resident, stored | resident, with queues | killed and started, to the next command of a node |\n| --- | --- | --- | --- | --- | --- |\n")
 	for _, nodes := range []int{1000, 10000} {
-		if err := manyNodes(ctx, filepath.Join(dir, fmt.Sprintf("many-%d", nodes)), nodes); err != nil {
+		if err := manyNodes(ctx, exe, filepath.Join(dir, fmt.Sprintf("many-%d", nodes)), nodes); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// manyNodes gives a broker the consumers and heartbeats of so many nodes.
-func manyNodes(ctx context.Context, dir string, nodes int) error {
-	b, err := broker.Start(ctx, broker.Options{StoreDir: dir})
+// waiting is how many commands wait for each of many nodes.
+const waiting = 10
+
+func manyName(i int) muster.NodeName { return muster.NodeName(fmt.Sprintf("site%d.node%d", i%100, i)) }
+
+// manyNodes gives a broker, which is a process of its own, the commands and
+// queues of so many nodes, and kills and starts it.
+func manyNodes(ctx context.Context, exe, dir string, nodes int) error {
+	l, err := lab.New(exe, dir)
 	if err != nil {
 		return err
 	}
-	conn, err := bus.Dial(ctx, bus.Options{InProcess: b})
+	defer l.Close()
+	if err := l.Broker.Start(); err != nil {
+		return err
+	}
+	conn, err := connect(ctx, l)
 	if err != nil {
 		return err
 	}
-	if err := conn.Setup(ctx, bus.LayoutOptions{Fleet: fleetID}); err != nil {
-		return err
-	}
-	before := heap()
+	defer conn.Close()
 	began := time.Now()
+	if err := store(ctx, conn, nodes); err != nil {
+		return err
+	}
+	stored := time.Since(began)
+	before, err := residentKB(l.Broker.PID())
+	if err != nil {
+		return err
+	}
+	began = time.Now()
+	if err := queues(ctx, conn, nodes); err != nil {
+		return err
+	}
+	created := time.Since(began)
+	after, err := residentKB(l.Broker.PID())
+	if err != nil {
+		return err
+	}
+	if err := l.Broker.Kill(); err != nil {
+		return err
+	}
+	began = time.Now()
+	if err := l.Broker.Start(); err != nil {
+		return err
+	}
+	if err := next(ctx, l, manyName(nodes/2)); err != nil {
+		return err
+	}
+	fmt.Printf("| %d | %.1f s | %.1f s | %.0f MB | %.0f MB | %.2f s |\n",
+		nodes, stored.Seconds(), created.Seconds(), float64(before)/1024, float64(after)/1024, time.Since(began).Seconds())
+	return nil
+}
+
+// connect tries until the broker is there.
+func connect(ctx context.Context, l *lab.Lab) (*bus.Conn, error) {
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		conn, err := l.Conn(ctx)
+		if err == nil {
+			return conn, nil
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return nil, err
+		}
+	}
+}
+
+// store sends the commands.
+func store(ctx context.Context, conn *bus.Conn, nodes int) error {
+	p, err := conn.Pipeline()
+	if err != nil {
+		return err
+	}
+	results := make(chan error, nodes*waiting)
+	for i := range nodes * waiting {
+		subject := conn.Subjects().Command(manyName(i%nodes), muster.KindCommand, "echo")
+		p.Publish(bus.Outgoing{Subject: subject, Data: payload, TTL: time.Hour}, func(err error) { results <- err })
+	}
+	for range nodes * waiting {
+		select {
+		case err := <-results:
+			if err != nil {
+				return err
+			}
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return nil
+}
+
+// queues makes the nodes' consumers.
+func queues(ctx context.Context, conn *bus.Conn, nodes int) error {
 	ready := make(chan error, nodes)
 	gate := make(chan struct{}, 64)
 	for i := range nodes {
 		gate <- struct{}{}
 		go func() {
 			defer func() { <-gate }()
-			ready <- conn.EnsureQueue(ctx, bus.OpenMailbox, muster.NodeName(fmt.Sprintf("site%d.node%d", i%100, i)))
+			ready <- conn.EnsureQueue(ctx, manyName(i))
 		}()
 	}
 	for range nodes {
@@ -576,25 +665,24 @@ func manyNodes(ctx context.Context, dir string, nodes int) error {
 			return err
 		}
 	}
-	created := time.Since(began)
-	used := heap() - before
-	conn.Close()
-	b.Stop()
-	began = time.Now()
-	b, err = broker.Start(ctx, broker.Options{StoreDir: dir})
-	if err != nil {
-		return err
-	}
-	restart := time.Since(began)
-	b.Stop()
-	fmt.Printf("| %d nodes' queues: created in | %.1f s |\n| %d nodes' queues: broker's heap | %.0f MB |\n| %d nodes' queues: broker restarts, its streams empty, in | %.1f ms |\n",
-		nodes, created.Seconds(), nodes, float64(used)/1e6, nodes, restart.Seconds()*1e3)
 	return nil
 }
 
-func heap() uint64 {
-	runtime.GC()
-	var m runtime.MemStats
-	runtime.ReadMemStats(&m)
-	return m.HeapInuse + m.StackInuse
+// next returns when the node has its next command.
+func next(ctx context.Context, l *lab.Lab, node muster.NodeName) error {
+	got := errors.New("got it")
+	for {
+		conn, err := connect(ctx, l)
+		if err != nil {
+			return err
+		}
+		err = conn.Commands(ctx, node, func(bus.Message) error { return got })
+		conn.Close()
+		if err == got {
+			return nil
+		}
+		if ctx.Err() != nil {
+			return err
+		}
+	}
 }
