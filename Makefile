@@ -8,7 +8,7 @@ BROKER   ?= embedded
 PACKAGES  = . ./client/... ./cmd/... ./internal/...
 UPDATE    = $$(grep -rl --include='*_test.go' 'flag.Bool("update"' . | xargs -n1 dirname | sort -u)
 
-.PHONY: build install-tools vet lint unit test race fuzz e2e examples chaos bench demo docs update clean
+.PHONY: build install-tools vet lint unit test race fuzz e2e examples chaos bench demo docs update hosts hosts-selftest clean
 .NOTPARALLEL:
 
 build: ## bin/muster
@@ -66,6 +66,13 @@ docs: ## docs/reference.md from the program's help and schemas
 
 update: ## writes golden files and test vectors anew; read the diff
 	@for dir in $(UPDATE); do $(GO) test -count=1 $$dir -update || exit 1; done
+
+hosts: ## hosts with systemd, Podman and Caddy for tests: root; downloads 320 MB of Debian once
+	test/hosts/testhosts.sh build
+
+hosts-selftest: hosts ## every feature of the hosts that tests use
+	CGO_ENABLED=0 $(GO) build -o bin/hosts-app ./test/hosts/testdata/app
+	TESTHOSTS_LAB=selftest test/hosts/selftest.sh bin/hosts-app
 
 clean:
 	rm -rf bin dist
