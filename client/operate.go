@@ -3,6 +3,7 @@ package client
 import (
 	"cmp"
 	"context"
+	"crypto/x509"
 	"encoding/json"
 	"fmt"
 	"net"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/musterfleet/muster"
 	"github.com/musterfleet/muster/internal/bus"
+	"github.com/musterfleet/muster/internal/pki"
 )
 
 // Events calls handle for what happened on nodes, in the order in which the
@@ -148,11 +150,24 @@ func (c *Client) Check(ctx context.Context) Health {
 		name, version := conn.Server()
 		h.add("broker", "ok", "", "%s (nats-server %s) answers in %s", name, version, rtt.Round(10*time.Microsecond))
 	}
+	checkCertificate(conn.Certificate(), &h)
 	s := conn.Settings()
 	h.add("layout", "ok", "", "version %d, %d shards, %d replicas, fleet %s", s.Version, s.Shards, s.Replicas, s.Fleet)
 	c.checkStreams(ctx, conn, &h)
 	c.checkNodes(ctx, &h)
 	return h
+}
+
+// checkCertificate looks at what the broker showed, nil without TLS.
+func checkCertificate(shown *x509.Certificate, h *Health) {
+	switch {
+	case shown == nil:
+	case time.Until(shown.NotAfter) < pki.RenewBefore:
+		h.add("certificate", "warn", "on the broker's machine: 'muster broker renew-certificate'",
+			"the broker's certificate ends on %s; nodes and callers are out of reach then", shown.NotAfter.Format(time.DateTime))
+	default:
+		h.add("certificate", "ok", "", "the broker's, until %s", shown.NotAfter.Format(time.DateOnly))
+	}
 }
 
 func (c *Client) checkIdentity(h *Health) {

@@ -88,11 +88,11 @@ func brokerOptions(fleet config.FleetFolder, o BrokerOptions) (broker.Options, e
 		Name: "muster-" + fleet.Fleet.ID, Host: host, Port: port, StoreDir: fleet.StoreDir(), Auth: &auth, Log: o.Log,
 	}
 	if fleet.Fleet.TLS() {
-		pair, err := tls.X509KeyPair(fleet.Server.Certificate, fleet.Server.Key)
+		certificate, err := openCertificate(fleet, o.Log)
 		if err != nil {
-			return options, muster.Errorf(muster.Corrupt, "the broker's certificate in %s cannot be used: %w", fleet.Dir, err)
+			return options, err
 		}
-		options.TLS = &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS13}
+		options.TLS = &tls.Config{GetCertificate: certificate.get, MinVersion: tls.VersionTLS13}
 	}
 	return options, nil
 }

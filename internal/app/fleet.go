@@ -98,14 +98,7 @@ func createFleet(dir string, o InitOptions) error {
 	if err != nil {
 		return err
 	}
-	// The machine's own tools may come by loopback.
-	names := slices.Clone(o.Hosts)
-	for _, local := range []string{"localhost", "127.0.0.1", "::1"} {
-		if !slices.Contains(names, local) {
-			names = append(names, local)
-		}
-	}
-	server, err := pki.NewServer(ca, names, now)
+	server, err := pki.NewServer(ca, distinct(o.Hosts, local), now)
 	if err != nil {
 		return err
 	}

@@ -136,6 +136,8 @@ func dialError(err error, o Options) error {
 		where = "in this process"
 	}
 	var unknown x509.UnknownAuthorityError
+	var invalid x509.CertificateInvalidError
+	var misnamed x509.HostnameError
 	switch {
 	case errors.Is(err, nats.ErrAuthorization), errors.Is(err, nats.ErrAuthExpired), errors.Is(err, nats.ErrAuthRevoked):
 		return muster.Errorf(muster.Denied, "the broker at %s refuses these credentials: %w", where, err).
@@ -143,6 +145,12 @@ func dialError(err error, o Options) error {
 	case errors.As(err, &unknown):
 		return muster.Errorf(muster.Denied, "the broker at %s shows a certificate of an authority that is not trusted here: %w", where, err).
 			WithHint("check that this is the right broker; its CA is pinned when a node joins")
+	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
+		return muster.Errorf(muster.Unavailable, "the certificate of the broker at %s is not valid now: %w", where, err).
+			WithHint("if the clock here is right, renew it on the broker's machine: 'muster broker renew-certificate'")
+	case errors.As(err, &misnamed):
+		return muster.Errorf(muster.Unavailable, "the certificate of the broker at %s is not for that host: %w", where, err).
+			WithHint("on the broker's machine: 'muster broker renew-certificate --host NAME'")
 	}
 	return muster.Errorf(muster.Unavailable, "no broker answers at %s: %w", where, err).
 		WithHint("is it running and reachable from here? 'muster doctor' looks")
@@ -175,6 +183,15 @@ func (c *Conn) RTT() (time.Duration, error) {
 // Server returns the name and version of the server at the other end.
 func (c *Conn) Server() (name, version string) {
 	return c.nc.ConnectedServerName(), c.nc.ConnectedServerVersion()
+}
+
+// Certificate returns what the broker showed, nil without TLS.
+func (c *Conn) Certificate() *x509.Certificate {
+	state, err := c.nc.TLSConnectionState()
+	if err != nil || len(state.PeerCertificates) == 0 {
+		return nil
+	}
+	return state.PeerCertificates[0]
 }
 
 // A Request is a message that wants an answer.

@@ -200,7 +200,37 @@ operator, accounts and JetStream. It holds no secret keys.`,
 			_, err = p.stdout.Write(b)
 			return err
 		},
-	})
+	}, p.renewCertificateCommand(&dir))
+	return cmd
+}
+
+func (p *program) renewCertificateCommand(dir *string) *cobra.Command {
+	var hosts []string
+	cmd := &cobra.Command{
+		Use:   "renew-certificate",
+		Short: "Make a new certificate for the broker, before the old one ends",
+		Long: `Make a new certificate and key for the broker, which 'muster init' made for two
+years. 'muster doctor' warns 30 days before the end. Nodes and callers need
+nothing: the authority that they trust stays, and signs the new one. Run it where
+the fleet was made.
+
+'muster broker' shows the new certificate from the next connection on, without a
+restart. A NATS server of your own has to read its files again.`,
+		Example: `  muster broker renew-certificate
+  muster broker renew-certificate --host broker2.example.net`,
+		Args: cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error {
+			c, err := p.back.RenewCertificate(*dir, hosts)
+			if err != nil {
+				return err
+			}
+			return show(p, map[string]any{"hosts": c.Hosts, "until": c.Until}, func(w io.Writer) error {
+				_, err := fmt.Fprintf(w, "hosts  %s\nuntil  %s\n", strings.Join(c.Hosts, " "), c.Until.Format(time.DateTime))
+				return err
+			})
+		},
+	}
+	cmd.Flags().StringSliceVar(&hosts, "host", nil, "further name or address of the broker; can be repeated")
 	return cmd
 }
 

@@ -39,6 +39,7 @@ type Backend interface {
 	RunBroker(ctx context.Context, o app.BrokerOptions, ready func(app.BrokerInfo)) error
 	RunService(ctx context.Context, o app.ServiceOptions, ready func()) error
 	ServerConfig(dir string) ([]byte, error)
+	RenewCertificate(dir string, more []string) (app.Certificate, error)
 	Invite(ctx context.Context, o app.InviteOptions) (string, error)
 	Reshard(ctx context.Context, o app.ReshardOptions) error
 	RunAgent(ctx context.Context, o app.AgentOptions) error
@@ -79,6 +80,10 @@ func (application) ServerConfig(dir string) ([]byte, error) { return app.ServerC
 
 func (application) Reshard(ctx context.Context, o app.ReshardOptions) error {
 	return app.Reshard(ctx, o)
+}
+
+func (application) RenewCertificate(dir string, more []string) (app.Certificate, error) {
+	return app.RenewCertificate(dir, more)
 }
 
 func (application) Invite(ctx context.Context, o app.InviteOptions) (string, error) {

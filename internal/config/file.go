@@ -31,7 +31,8 @@ const (
 )
 
 // WriteFile replaces the file with the data, with mode 0600: after a crash at
-// any moment there is either the old file or the new one, complete.
+// any moment there is either the old file or the new one, complete. Its owner stays
+// the same, so that root can tend the folder of another user.
 func WriteFile(path string, data []byte) error {
 	dir := filepath.Dir(path)
 	f, err := os.CreateTemp(dir, "."+filepath.Base(path)+".*") // with mode 0600
@@ -39,6 +40,9 @@ func WriteFile(path string, data []byte) error {
 		return fileError(err, "write", path)
 	}
 	_, err = f.Write(data)
+	if err == nil {
+		err = keepOwner(f, path)
+	}
 	if err == nil {
 		err = f.Sync()
 	}

@@ -179,6 +179,14 @@ func (f FleetFolder) Issuer() (*aaa.Issuer, error) {
 	return aaa.NewIssuer(aaa.NewSecret([]byte(strings.TrimSpace(string(seed)))))
 }
 
+// RenewServer replaces the certificate that the broker shows.
+func (f FleetFolder) RenewServer(p pki.Pair) error {
+	if err := WriteFile(f.path("tls/server.key"), p.Key); err != nil {
+		return err
+	}
+	return WriteFile(f.path("tls/server.pem"), p.Certificate)
+}
+
 // Revocations reads which users' credentials are worth nothing any more.
 func (f FleetFolder) Revocations() (map[string]time.Time, error) {
 	all := map[string]time.Time{}

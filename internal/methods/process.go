@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"os/exec"
+	"os/user"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -248,9 +249,15 @@ func stopError(ctx context.Context, end *ending) error {
 }
 
 // environment returns the agent's environment as a process may see it, with
-// the given variables added; of two with one name the last counts.
+// the given variables added; of two with one name the last counts. systemd tells
+// a service of root neither its home nor, always, a path.
 func environment(more ...[]string) []string {
 	env := slices.DeleteFunc(os.Environ(), private)
+	if variable(env, "HOME") == "" {
+		if self, err := user.Current(); err == nil {
+			env = append(env, "HOME="+self.HomeDir)
+		}
+	}
 	if variable(env, "PATH") == "" {
 		env = append(env, "PATH="+defaultPath)
 	}
@@ -259,11 +266,12 @@ func environment(more ...[]string) []string {
 
 // private reports whether a variable is meant for the agent alone: its own
 // configuration may hold a secret, and with those of systemd a child could
-// speak in the agent's name.
+// speak in the agent's name or take the agent's folder for its own.
 func private(variable string) bool {
 	name, _, _ := strings.Cut(variable, "=")
 	switch name {
-	case "NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "INVOCATION_ID", "JOURNAL_STREAM":
+	case "NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "INVOCATION_ID", "JOURNAL_STREAM",
+		"SYSTEMD_EXEC_PID", "STATE_DIRECTORY", "MEMORY_PRESSURE_WATCH", "MEMORY_PRESSURE_WRITE":
 		return true
 	}
 	return strings.HasPrefix(name, "MUSTER_")

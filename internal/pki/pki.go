@@ -15,6 +15,7 @@ import (
 	"encoding/pem"
 	"math/big"
 	"net"
+	"slices"
 	"time"
 
 	"github.com/musterfleet/muster"
@@ -24,6 +25,8 @@ import (
 const (
 	AuthorityYears = 10
 	ServerYears    = 2
+	// RenewBefore is how long before its end a certificate should be renewed.
+	RenewBefore = 30 * 24 * time.Hour
 	// leeway is how far a member's clock may be behind.
 	leeway = time.Hour
 )
@@ -115,6 +118,15 @@ func ParseCertificate(text []byte) (*x509.Certificate, error) {
 		return nil, muster.Errorf(muster.Corrupt, "the certificate cannot be read: %w", err)
 	}
 	return c, nil
+}
+
+// Hosts returns the names and addresses that a server certificate is for.
+func Hosts(c *x509.Certificate) []string {
+	hosts := slices.Clone(c.DNSNames)
+	for _, ip := range c.IPAddresses {
+		hosts = append(hosts, ip.String())
+	}
+	return hosts
 }
 
 // parseKey reads a private key. Its errors never quote the key.

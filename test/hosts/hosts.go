@@ -133,7 +133,14 @@ func (l *Lab) Loss(host string, percent float64) {
 	l.must("loss", host, strconv.FormatFloat(percent, 'f', 2, 64))
 }
 
-// Heal undoes Cut and Loss for a host, or for "all".
+// Delay holds a host's packets for so many milliseconds, each way. Not every kernel
+// can do that: it is an error that the test may skip for.
+func (l *Lab) Delay(host string, ms int) error {
+	_, err := l.Run("delay", host, strconv.Itoa(ms))
+	return err
+}
+
+// Heal undoes Cut, Loss and Delay for a host, or for "all".
 func (l *Lab) Heal(host string) { l.t.Helper(); l.must("heal", host) }
 
 // Kill is a power cut.
