@@ -98,6 +98,8 @@ func TestShellRun(t *testing.T) {
 	}
 	t.Setenv("MUSTER_TOKEN", "secret")
 	t.Setenv("NOTIFY_SOCKET", "/run/systemd/notify")
+	t.Setenv("MEMORY_PRESSURE_WATCH", "/sys/fs/cgroup/memory.pressure")
+	t.Setenv("HOME", "") // as in a service of root
 	tests := []struct {
 		name, input    string
 		stdout, stderr string
@@ -117,7 +119,8 @@ func TestShellRun(t *testing.T) {
 		{"relative to dir", `{"argv": ["./script"], "dir": "DIR"}`, "script\n", "", 0, "", ""},
 		{"env", `{"shell": "echo $A-$B", "env": {"A": "1", "B": "x y"}}`, "1-x y\n", "", 0, "", ""},
 		{"path of env", `{"argv": ["script"], "env": {"PATH": "/nowhere:DIR"}}`, "script\n", "", 0, "", ""},
-		{"agent's variables", `{"shell": "echo ${MUSTER_TOKEN-none} ${NOTIFY_SOCKET-none}"}`, "none none\n", "", 0, "", ""},
+		{"agent's variables", `{"shell": "echo ${MUSTER_TOKEN-none} ${NOTIFY_SOCKET-none} ${MEMORY_PRESSURE_WATCH-none}"}`, "none none none\n", "", 0, "", ""},
+		{"home", `{"shell": "echo ${HOME:+known}"}`, "known\n", "", 0, "", ""},
 		{"the tag counts", `{"shell": "echo $TAG", "env": {"TAG": "hidden"}}`, "of-the-run\n", "", 0, "", ""},
 		{"not found", `{"argv": ["no-such-command"]}`, "", "", -1, muster.NotFound, `command "no-such-command" was not found`},
 		{"not found in dir", `{"argv": ["./none"], "dir": "DIR"}`, "", "", -1, muster.NotFound, `command "./none" was not found`},
