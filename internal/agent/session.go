@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"sync"
 	"time"
@@ -18,6 +19,7 @@ import (
 
 // sessions dials again and again until ctx ends.
 func (a *Agent) sessions(ctx context.Context) {
+	said := ""
 	for attempt := 0; ctx.Err() == nil; attempt++ {
 		began := time.Now()
 		err := a.session(ctx)
@@ -28,7 +30,12 @@ func (a *Agent) sessions(ctx context.Context) {
 			attempt = 0
 		}
 		wait := reconnectDelay(attempt)
-		a.log.Warn("no session with the broker", "err", err, "again_in", wait)
+		level := slog.LevelWarn
+		if err.Error() == said { // a broker may be away for months
+			level = slog.LevelDebug
+		}
+		said = err.Error()
+		a.log.Log(ctx, level, "no session with the broker; trying again until there is one", "err", err, "again_in", wait.Round(time.Millisecond))
 		select {
 		case <-time.After(wait):
 		case <-ctx.Done():
@@ -223,11 +230,10 @@ func (a *Agent) receive(ctx context.Context, conn *bus.Conn) error {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		wait := reconnectDelay(attempt)
-		a.log.Warn("queue is read anew; were its credentials revoked, or does another agent use this identity?", "err", err, "again_in", wait)
 		select {
-		case <-time.After(wait):
-		case <-ctx.Done():
+		case <-time.After(reconnectDelay(attempt)):
+			a.log.Warn("queue is read anew; were its credentials revoked, or does another agent use this identity?", "err", err)
+		case <-ctx.Done(): // the connection was lost, and not only the queue
 			return context.Cause(ctx)
 		}
 	}

@@ -68,6 +68,9 @@ func brokerInfo(fleet config.FleetFolder, o broker.Options, b *broker.Broker) Br
 	}
 	if ip := net.ParseIP(host); ip != nil && ip.IsUnspecified() {
 		host = "127.0.0.1"
+		if u, err := url.Parse(fleet.Fleet.URLs[0]); err == nil {
+			host = u.Hostname() // by which members come
+		}
 	}
 	return BrokerInfo{scheme + "://" + net.JoinHostPort(host, strconv.Itoa(b.Port()))}
 }
