@@ -51,6 +51,7 @@ func TestMachines(t *testing.T) {
 		{"power cut of the broker", m.tryBrokerPower},
 		{"slow and lossy", m.trySlow},
 		{"another broker at the address", m.tryImpostor},
+		{"new certificate", m.tryCertificate},
 	} {
 		if !t.Run(step.name, func(t *testing.T) { m.t = t; step.try(t) }) {
 			return
@@ -78,14 +79,14 @@ func (m *machines) install(exe string) {
 	m.lab.Push("h1", "../packaging/muster-broker.service", "/usr/lib/systemd/system/")
 	m.lab.Push("h1", "../packaging/muster.sysusers", "/usr/lib/sysusers.d/muster.conf")
 	m.shell("h1", strings.ReplaceAll(block(m.t, page, "# on the machine of the broker"), "broker.example.net", m.broker))
-	m.shell("h1", "systemctl daemon-reload; systemctl enable --now muster-broker")
 	m.await("the broker is ready", func() bool { return strings.Contains(m.lab.Logs("h1", "-u", "muster-broker"), "ready at") })
 
 	join := block(m.t, page, "# on a node")
 	for _, node := range []string{"h2", "h3"} {
 		m.lab.Push(node, "../packaging/muster-agent.service", "/usr/lib/systemd/system/")
 		m.shell(node, "mkdir -p /etc/muster; echo 'agent: {heartbeat: 2s, methods: [/usr/local/lib/muster]}' >/etc/muster/muster.yaml")
-		token := m.shell("h1", "runuser -u muster -- muster node invite "+node+" --state /var/lib/muster-broker/fleet --allow-all")
+		invite := strings.NewReplacer("web1", node, "--policy web-policy.yaml", "--allow-all")
+		token := m.shell("h1", invite.Replace(block(m.t, page, "# an invitation")))
 		// Whoever reads the page presses Ctrl-C at "connected".
 		out, err := m.lab.Pipe(node, strings.NewReader(token), "sh", "-c", `exec 3<&0; (`+join+`) <&3 2>/tmp/join & agent=$!
 			until grep -q ^connected /tmp/join; do kill -0 $agent || { cat /tmp/join; exit 1; }; sleep 0.1; done
@@ -94,7 +95,7 @@ func (m *machines) install(exe string) {
 			m.t.Fatalf("%s joins: %v\n%s", node, err, out)
 		}
 		m.lab.Push(node, "../examples/methods/muster-method-disk.usage", "/usr/local/lib/muster/")
-		m.shell(node, "systemctl daemon-reload; systemctl enable --now muster-agent")
+		m.shell(node, block(m.t, page, "# then"))
 	}
 	saved := filepath.Join(m.t.TempDir(), "context")
 	m.lab.Pull("h1", "/var/lib/muster-broker/.config/muster/contexts/default", saved)
@@ -227,6 +228,28 @@ func (m *machines) tryImpostor(t *testing.T) {
 	m.awaitOnline()
 	m.send("h2", "again", 1)
 	m.expect("h2", numbered("again", 1))
+}
+
+// A renewed certificate is taken up by the broker, whose user can read it, and
+// nodes and operators notice nothing.
+func (m *machines) tryCertificate(t *testing.T) {
+	page, err := os.ReadFile("../packaging/README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	const serial = "sha256sum /var/lib/muster-broker/fleet/tls/server.pem"
+	before := m.shell("h1", serial)
+	m.shell("h1", block(t, page, "# a new certificate"))
+	m.muster("doctor")
+	// Root does not leave files behind that the broker cannot read.
+	m.shell("h1", "muster broker renew-certificate --state /var/lib/muster-broker/fleet; systemctl restart muster-broker")
+	if m.shell("h1", serial) == before {
+		t.Error("the certificate is the one before")
+	}
+	m.awaitOnline()
+	m.muster("run", "-t", "all", "--shell", "echo certified >>"+ran)
+	m.expect("h2", "certified\n")
+	m.expect("h3", "certified\n")
 }
 
 // shell runs a script on a host, which must succeed.

@@ -45,8 +45,11 @@ func Up(t testing.TB, n int, files ...string) *Lab {
 		t.Skip("hosts for tests need Linux and root")
 	}
 	l := &Lab{t: t, name: fmt.Sprintf("muster-%d-%d", os.Getpid(), labs.Add(1))}
+	if _, err := l.Run("check"); err != nil {
+		t.Skipf("there can be no hosts here: %v", err)
+	}
 	if _, err := l.Run("built"); err != nil {
-		t.Skip("there are no hosts for tests: `make hosts` downloads what they need")
+		t.Skip("there are no hosts for tests: `make hosts` downloads what they need, or says why it cannot")
 	}
 	l.sweep()
 	t.Cleanup(l.Down)

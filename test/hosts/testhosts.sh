@@ -8,6 +8,7 @@
 # address on a bridge.  The bridge lives in a network namespace too, so nothing
 # is added to the machine's own network, and no packet can leave the machine.
 #
+#   testhosts.sh check                      can there be hosts on this machine? why not?
 #   testhosts.sh build                      make (or reuse) the Debian tree
 #   testhosts.sh built                      is it there? (exit status)
 #   testhosts.sh up N [FILE...]             boot hosts h1..hN; FILEs -> /usr/local/bin
@@ -175,6 +176,29 @@ lock() {
 }
 
 # --------------------------------------------------------------------- build
+
+# Tries what hosts need of the kernel and may be denied, as in a container: before
+# anything is downloaded.
+cmd_check() {
+  local c d
+  [ "$(uname -s)" = Linux ] || die "hosts need Linux"
+  need_root
+  command -v apt-get >/dev/null || command -v mmdebstrap >/dev/null || die "hosts need Debian's mmdebstrap, or apt-get to install it"
+  c=$(cgroup_mount)/$LAB-check-$$
+  mkdir "$c" 2>/dev/null || die "no cgroup can be made in $(cgroup_mount)"
+  rmdir "$c"
+  mkdir -p "$(dirname -- "$STATE")"
+  d=$(mktemp -d "$(dirname -- "$STATE")/testhosts-check.XXXXXX")
+  mkdir "$d"/{lower,upper,work,root}
+  unshare --mount --propagation private -- mount -t overlay overlay \
+    -o "lowerdir=$d/lower,upperdir=$d/upper,workdir=$d/work" "$d/root" 2>/dev/null || c=
+  rm -rf --one-file-system "$d"
+  [ -n "$c" ] || die "no overlay can be mounted over $(dirname -- "$STATE"); TESTHOSTS_STATE names another place"
+  unshare --net -- true 2>/dev/null || die "no network namespace can be made"
+  command -v ip >/dev/null || return 0     # build installs it
+  unshare --net -- sh -c 'ip link add br0 type bridge && ip link add port type veth peer name eth0' 2>/dev/null ||
+    die "the kernel has no bridge or no veth"
+}
 
 tools() { # install what the machine lacks
   local miss=()
@@ -872,6 +896,7 @@ usage() { sed -n '/^#   testhosts/,/^# Needs/p' "$SELF" | sed 's/^# \{0,1\}//'; 
 cmd=$1; shift
 args() { [ "$2" -ge "$1" ] || { usage >&2; exit 2; }; }
 case $cmd in
+  check)  cmd_check ;;
   build)  cmd_build ;;
   built)  [ -e "$(base_dir)/complete" ] ;;
   up)     need_root; cmd_up "$@" ;;
