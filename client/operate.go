@@ -176,9 +176,9 @@ func (c *Client) checkIdentity(h *Health) {
 	case c.signer == nil:
 		h.add("identity", "fail", "give the context an identity file", "there is no identity to sign commands with")
 	case left < 0:
-		h.add("identity", "fail", "have it renewed by whoever runs the fleet", "the identity of %s expired on %s", c.caller, c.until.Format(time.DateTime))
+		h.add("identity", "fail", "have it renewed where the fleet was made: 'muster context make'", "the identity of %s expired on %s", c.caller, c.until.Format(time.DateTime))
 	case left < 14*24*time.Hour:
-		h.add("identity", "warn", "have it renewed; deadlines cannot be later", "the identity of %s expires on %s", c.caller, c.until.Format(time.DateTime))
+		h.add("identity", "warn", "have it renewed where the fleet was made: 'muster context make'; deadlines cannot be later", "the identity of %s expires on %s", c.caller, c.until.Format(time.DateTime))
 	default:
 		h.add("identity", "ok", "", "%s, until %s", c.caller, c.until.Format(time.DateOnly))
 	}

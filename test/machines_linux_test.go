@@ -98,7 +98,8 @@ func (m *machines) install(exe string) {
 		m.shell(node, block(m.t, page, "# then"))
 	}
 	saved := filepath.Join(m.t.TempDir(), "context")
-	m.lab.Pull("h1", "/var/lib/muster-broker/.config/muster/contexts/default", saved)
+	m.shell("h1", block(m.t, page, "# a context"))
+	m.lab.Pull("h1", "/var/lib/muster-broker/alice", saved)
 	m.lab.Push("h4", saved, "/root/.config/muster/contexts/default")
 	m.awaitOnline()
 }
@@ -138,6 +139,7 @@ func (m *machines) tryRun(t *testing.T) {
 		"plug-in":      {[]string{"send", "disk.usage", "/var", "-t", "h3", "--wait"}, "% full"},
 		"systemd":      {[]string{"run", "-t", "h3", "--", "systemd-run", "--wait", "--pipe", "-q", "echo", "as a unit"}, "as a unit"},
 		"doctor":       {[]string{"doctor"}, "2 of 2 answer"},
+		"who":          {[]string{"doctor"}, "alice, until "},
 	} {
 		if got := m.muster(c.args...); !strings.Contains(got, c.want) {
 			t.Errorf("%s: got %q, want %q in it", what, got, c.want)

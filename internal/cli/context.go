@@ -5,10 +5,13 @@ import (
 	"io"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/musterfleet/muster"
+	"github.com/musterfleet/muster/internal/aaa"
+	"github.com/musterfleet/muster/internal/app"
 	"github.com/musterfleet/muster/internal/config"
 )
 
@@ -27,8 +30,8 @@ func (p *program) contextCommand() *cobra.Command {
 		Short: "Choose between fleets",
 		Long: `A context is a way to one fleet: the addresses of its broker, the credentials
 for it, and the identity that signs your commands. 'muster init' and
-'muster dev' make one. --context or MUSTER_CONTEXT chooses another one for a
-single command.`,
+'muster dev' make one, 'muster context make' makes more. --context or
+MUSTER_CONTEXT chooses another one for a single command.`,
 		Example: `  muster context ls
   muster context use production
   muster --context dev node ls`,
@@ -114,7 +117,51 @@ single command.`,
 				})
 			},
 		},
+		p.contextMakeCommand(),
 	)
+	return cmd
+}
+
+func (p *program) contextMakeCommand() *cobra.Command {
+	var o app.OperatorOptions
+	expires := durationFlag(app.OperatorTTL)
+	right := aaa.Right{Methods: []string{"*"}, Nodes: []string{"*"}}
+	cmd := &cobra.Command{
+		Use:   "make CALLER",
+		Short: "Make a context for a caller, to be handed over",
+		Long: `Make a context for a caller, new or known, and write it into the folder --out:
+credentials for the broker, and an identity that signs commands under the name of
+the caller. Run it where the fleet was made, with 'muster init'.
+
+The folder holds secrets. It belongs to ~/.config/muster/contexts/NAME of whoever
+is to use it. What is in the folder already is replaced, which is how a context
+that expires is renewed. The one before stays valid until it expires.
+
+Policies on nodes decide what the caller may do there. --method and --node bound
+it before they are asked.`,
+		Example: `  muster context make alice --group admin --out ./alice
+  muster context make backup --method backup.run --node 'db*' --expires 30d --out ./backup`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if o.Out == "" {
+				return usagef(cmd, "--out is missing: the folder to write the context into")
+			}
+			o.Name, o.TTL, o.Rights = args[0], time.Duration(expires), []aaa.Right{right}
+			if err := p.back.AddOperator(o); err != nil {
+				return err
+			}
+			p.say("the context of %s is in %s, for %s; it belongs to ~/.config/muster/contexts/NAME where it is used", o.Name, o.Out, short(o.TTL))
+			return nil
+		},
+	}
+	fs := cmd.Flags()
+	fs.StringVar(&o.Out, "out", "", "folder to write the context into")
+	fs.StringSliceVar(&o.Groups, "group", nil, "group of the caller, for policies; can be repeated")
+	fs.StringSliceVar(&right.Methods, "method", right.Methods, "glob of methods that the caller may use; can be repeated")
+	fs.StringSliceVar(&right.Nodes, "node", right.Nodes, "glob of nodes that it may use them on; can be repeated")
+	fs.Var(&expires, "expires", "how long the context is valid")
+	fs.StringVar(&o.Dir, "state", p.stateDir("fleet"), "folder of the fleet, as given to 'muster init'")
+	setting(fs, "state", "broker.state")
 	return cmd
 }
 

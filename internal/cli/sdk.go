@@ -40,6 +40,7 @@ type Backend interface {
 	RunService(ctx context.Context, o app.ServiceOptions, ready func()) error
 	ServerConfig(dir string) ([]byte, error)
 	RenewCertificate(dir string, more []string) (app.Certificate, error)
+	AddOperator(o app.OperatorOptions) error
 	Invite(ctx context.Context, o app.InviteOptions) (string, error)
 	Reshard(ctx context.Context, o app.ReshardOptions) error
 	RunAgent(ctx context.Context, o app.AgentOptions) error
@@ -85,6 +86,8 @@ func (application) Reshard(ctx context.Context, o app.ReshardOptions) error {
 func (application) RenewCertificate(dir string, more []string) (app.Certificate, error) {
 	return app.RenewCertificate(dir, more)
 }
+
+func (application) AddOperator(o app.OperatorOptions) error { return app.AddOperator(o) }
 
 func (application) Invite(ctx context.Context, o app.InviteOptions) (string, error) {
 	return app.Invite(ctx, o)
