@@ -46,7 +46,7 @@ func (f fleet) shown() *x509.Certificate {
 // A renewed certificate is shown without a restart, is for the same hosts, and is
 // trusted by those who trust the fleet.
 func TestRenewCertificate(t *testing.T) {
-	f := startFleet(t, false)
+	f := startFleet(t, carrier{tls: true})
 	before := f.shown()
 	made, err := app.RenewCertificate(f.dir, []string{"second.test", "192.0.2.7"})
 	if err != nil {
@@ -76,7 +76,7 @@ func TestRenewCertificate(t *testing.T) {
 // broker that runs goes on with what it has; one that starts says what to do; and
 // renewing mends it.
 func TestRenewalThatWasInterrupted(t *testing.T) {
-	f := startFleet(t, false)
+	f := startFleet(t, carrier{tls: true})
 	before := f.shown()
 	folder, err := config.OpenFleet(f.dir)
 	if err != nil {
