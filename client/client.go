@@ -45,7 +45,14 @@ type Client struct {
 	conn     *bus.Conn
 	pipeline *bus.Pipeline
 	closed   bool
+	failed   error     // of the last attempt to connect
+	retry    time.Time // before this, the next attempt fails alike
 }
+
+// retryAfter is how long after an attempt in vain the next ones fail at once. A
+// host that is dead lets each attempt wait for seconds, and what a person asks
+// for makes several.
+const retryAfter = 2 * time.Second
 
 // Connect prepares a client. The broker may be away if there is an outbox;
 // otherwise the first connection is made here.
@@ -137,8 +144,15 @@ func (c *Client) connection(ctx context.Context) (*bus.Conn, *bus.Pipeline, erro
 			return c.conn, c.pipeline, nil
 		}
 	}
+	if time.Now().Before(c.retry) {
+		return nil, nil, c.failed
+	}
+	began := time.Now()
 	conn, err := bus.Dial(ctx, c.dial)
 	if err != nil {
+		if took := time.Since(began); took > retryAfter/2 && ctx.Err() == nil {
+			c.failed, c.retry = err, time.Now().Add(retryAfter)
+		}
 		return nil, nil, err
 	}
 	if _, err := conn.Load(ctx); err != nil {
