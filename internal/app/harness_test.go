@@ -27,7 +27,9 @@ import (
 	"github.com/musterfleet/muster/internal/enrol"
 )
 
-const patience = 20 * time.Second
+// patience is how long a test waits for what has to come: long enough for a machine
+// that is busy with other things.
+const patience = time.Minute
 
 // A carrier is a way in which messages travel between the parts of muster.
 type carrier struct {
@@ -81,7 +83,7 @@ func startDaemon(t *testing.T, run func(ctx context.Context, ready func()) error
 	case err := <-d.ended:
 		d.ended <- nil
 		t.Fatal(err)
-	case <-time.After(2 * patience): // a cluster needs its time
+	case <-time.After(3 * patience): // a cluster needs its time
 		t.Fatal("the fleet does not start")
 	}
 	return d

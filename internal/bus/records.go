@@ -3,6 +3,7 @@ package bus
 import (
 	"context"
 	"strings"
+	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
 
@@ -12,8 +13,10 @@ import (
 // Records are what operators keep of a fleet: invitations, and what they say
 // of nodes. A key has tokens with dots between them.
 
-// recordHistory is how many versions of a record are kept.
-const recordHistory = 8
+const (
+	recordHistory = 8                // versions of a record that are kept
+	recordTimeout = 10 * time.Second // of reading one: a cluster may be choosing a leader
+)
 
 // recordSubject reads the subject of records, which only operators can know,
 // from the stream that holds them. There is none before Setup.
@@ -50,6 +53,7 @@ func (c *Conn) recordStream(ctx context.Context, o LayoutOptions) (jetstream.Str
 	}
 	s := o.base(StreamFleet, base+">")
 	s.MaxMsgsPerSubject = recordHistory
+	s.AllowDirect = false // a replica may answer with what was true a moment ago
 	return s, err
 }
 
@@ -59,9 +63,17 @@ func (c *Conn) Record(ctx context.Context, key string) (Stored, error) {
 	if err != nil {
 		return Stored{}, err
 	}
-	m, err := c.Last(ctx, StreamFleet, base+key)
-	m.Subject = key
-	return m, err
+	ctx, cancel := context.WithTimeout(ctx, recordTimeout)
+	defer cancel()
+	s, err := c.js.Stream(ctx, StreamFleet)
+	if err != nil {
+		return Stored{}, natsError(err, "read the record "+key)
+	}
+	m, err := s.GetLastMsgForSubject(ctx, base+key)
+	if err != nil {
+		return Stored{}, natsError(err, "read the record "+key)
+	}
+	return Stored{Subject: key, Data: m.Data, Header: m.Header, Seq: m.Sequence, Time: m.Time}, nil
 }
 
 // PutRecord writes a record if its newest version still has the given sequence
