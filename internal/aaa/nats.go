@@ -309,34 +309,23 @@ type UserSpec struct {
 // UserJWT returns the JWT of a user of the main account, signed by the signing
 // key. The user proves with the seed of its key that it is meant.
 func (k FleetKeys) UserJWT(spec UserSpec, now time.Time) (string, error) {
-	p, err := k.pairs()
-	if err != nil {
-		return "", err
-	}
-	c, err := userClaims(spec, now)
-	if err != nil {
-		return "", err
-	}
-	c.IssuerAccount = p.account.public
-	return signJWT(c, &c.ClaimsData, p.signing, now)
+	return k.user(spec, now, func(p fleetPairs) (keyPair, string) { return p.signing, p.account.public })
 }
 
 // NodeUserJWT returns the JWT of a node or a newcomer.
 func (k FleetKeys) NodeUserJWT(spec UserSpec, now time.Time) (string, error) {
-	p, err := k.pairs()
-	if err != nil {
-		return "", err
-	}
-	c, err := userClaims(spec, now)
-	if err != nil {
-		return "", err
-	}
-	return signJWT(c, &c.ClaimsData, p.nodes, now)
+	return k.user(spec, now, func(p fleetPairs) (keyPair, string) { return p.nodes, "" })
 }
 
 // SystemUserJWT returns the JWT of a user of the system account: for the
 // broker's own administration, such as telling it of a new account JWT.
 func (k FleetKeys) SystemUserJWT(spec UserSpec, now time.Time) (string, error) {
+	return k.user(spec, now, func(p fleetPairs) (keyPair, string) { return p.system, "" })
+}
+
+// user signs a user's JWT. signer returns the key that does, and the account's
+// key where that is another one.
+func (k FleetKeys) user(spec UserSpec, now time.Time, signer func(fleetPairs) (keyPair, string)) (string, error) {
 	p, err := k.pairs()
 	if err != nil {
 		return "", err
@@ -345,7 +334,9 @@ func (k FleetKeys) SystemUserJWT(spec UserSpec, now time.Time) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return signJWT(c, &c.ClaimsData, p.system, now)
+	key, account := signer(p)
+	c.IssuerAccount = account
+	return signJWT(c, &c.ClaimsData, key, now)
 }
 
 func userClaims(spec UserSpec, now time.Time) (*jwt.UserClaims, error) {
