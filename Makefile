@@ -5,20 +5,45 @@ FUZZTIME ?= 10s
 SEED     ?= 1
 DURATION ?= 60s
 BROKER   ?= embedded
+RUNS     ?= 100000
 PACKAGES  = . ./client/... ./cmd/... ./internal/...
 UPDATE    = $$(grep -rl --include='*_test.go' 'flag.Bool("update"' . | xargs -n1 dirname | sort -u)
 
-.PHONY: build install-tools vet lint unit test race fuzz e2e examples chaos bench demo docs update hosts hosts-if-possible hosts-selftest clean
+.PHONY: build scout build-scout cross install-tools vet lint unit test race fuzz e2e examples chaos simulate bench demo docs update hosts hosts-if-possible hosts-selftest clean
 .NOTPARALLEL:
 
-build: ## bin/muster
-	CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w" -o bin/muster ./cmd/muster
+# SMALL has the compiler inline nothing but ciphers and our own code, which takes
+# 100 kB off scout.
+SMALL     = CGO_ENABLED=0 $(GO) build -trimpath -gcflags=all=-l -gcflags=crypto/...= -gcflags=golang.org/x/crypto/...= \
+	-gcflags=github.com/musterfleet/...= -ldflags "-s -w $(SCOUT_LDFLAGS)"
+TARGETS   = linux/amd64 linux/arm64 linux/arm linux/riscv64 darwin/amd64 darwin/arm64 windows/amd64
 
-install-tools: ## installs a C compiler for the race detector where it is missing
+build: ## bin/muster and bin/scout
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w" -o bin/muster ./cmd/muster
+	$(SMALL) -o bin/scout ./cmd/scout
+
+scout: ## bin/scout with a constellation in it: make scout CONSTELLATION=lab.json
+	@[ -r "$(CONSTELLATION)" ] || { echo "name the constellation's file: make scout CONSTELLATION=lab.json"; exit 1; }
+	@umask 077; $(MAKE) --no-print-directory build-scout SCOUT_LDFLAGS="-X github.com/musterfleet/muster/internal/constellation.embedded=$$(base64 <"$(CONSTELLATION)" | tr -d '\n')" >/dev/null
+	@echo "bin/scout holds the secret of $(CONSTELLATION): keep it from those who are not to have that"
+
+build-scout:
+	$(SMALL) -o bin/scout ./cmd/scout
+
+cross: ## dist/scout-OS-ARCH for all that scout is built for
+	@for t in $(TARGETS); do \
+		os=$${t%/*} arch=$${t#*/}; [ $$os = windows ] && ext=.exe || ext=; \
+		GOOS=$$os GOARCH=$$arch $(SMALL) -o dist/scout-$$os-$$arch$$ext ./cmd/scout || exit 1; \
+		wc -c dist/scout-$$os-$$arch$$ext; done
+
+install-tools: ## installs what tests need: a C compiler, and libsodium for Python to compare with
 	@command -v $(GO) >/dev/null || { echo "Go is missing: install Go 1.26 or newer (https://go.dev/dl)"; exit 1; }
 	@command -v gcc >/dev/null || if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; \
 		then apt-get update -q && apt-get install -y -q --no-install-recommends gcc libc6-dev; \
 		else echo "gcc and the C library's headers are missing, which the race detector needs: install them (Debian: gcc libc6-dev)"; exit 1; fi
+	@/usr/bin/python3 -c 'import nacl, cbor2' 2>/dev/null || if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; \
+		then apt-get update -q && apt-get install -y -q --no-install-recommends python3-nacl python3-cbor2; \
+		else echo "the comparison with libsodium will be skipped: it needs the Python modules nacl and cbor2 (Debian: python3-nacl python3-cbor2)"; fi
 
 vet:
 	$(GO) vet ./...
@@ -52,6 +77,9 @@ fuzz: ## each target for FUZZTIME
 
 chaos: build ## faults chosen by SEED for DURATION, with BROKER=embedded or external
 	SEED=$(SEED) DURATION=$(DURATION) BROKER=$(BROKER) $(GO) test -count=1 -v -timeout 0 -run Chaos ./test/...
+
+simulate: ## RUNS random runs of the order protocol, and a search of its states
+	MUSTER_ORDER_RUNS=$(RUNS) MUSTER_ORDER_DEPTH=3 $(GO) test -count=1 -v -timeout 0 -run 'TestInvariants$$|TestExplore$$' ./internal/order
 
 bench: build ## figures against bare JetStream, kept in bench/RESULTS.md
 	$(GO) run ./bench bin/muster >bench/RESULTS.new

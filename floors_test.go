@@ -16,11 +16,11 @@ const module = "github.com/musterfleet/muster"
 // floors are the packages from the ground up. One imports only what is on
 // lower floors; packages on one floor do not know each other.
 var floors = [][]string{
-	{""},
-	{"internal/delivery", "internal/aaa", "internal/filter", "internal/method", "internal/pki", "internal/order", "internal/scheduler", "internal/rpc"},
-	{"internal/bus", "internal/broker", "internal/journal", "internal/methods", "internal/facts", "internal/config", "internal/lan", "internal/systemd", "internal/podman", "internal/caddy", "internal/cgi"},
+	{"", "internal/cbor"},
+	{"internal/delivery", "internal/aaa", "internal/filter", "internal/method", "internal/pki", "internal/order", "internal/seal", "internal/scheduler", "internal/rpc"},
+	{"internal/bus", "internal/broker", "internal/journal", "internal/methods", "internal/facts", "internal/config", "internal/constellation", "internal/lan", "internal/systemd", "internal/podman", "internal/caddy", "internal/cgi"},
 	{"internal/playbook", "internal/deploy", "internal/discovery", "internal/datastore", "internal/federation"},
-	{"client", "internal/agent", "internal/enrol"},
+	{"client", "internal/agent", "internal/enrol", "internal/participant"},
 	{"internal/fleet", "internal/web"},
 	{"internal/app"},
 	{"internal/cli"},
@@ -34,6 +34,8 @@ var foreign = map[string][]string{
 	"github.com/nats-io/nats.go":     {"internal/bus", "bench"}, // bench measures it bare
 	"github.com/nats-io/nats-server": {"internal/broker"},
 	"go.etcd.io/bbolt":               {"internal/journal"},
+	"golang.org/x/net/ipv4":          {"internal/lan"},
+	"golang.org/x/net/ipv6":          {"internal/lan"},
 }
 
 // impure are packages that the floors 0 and 1 do not import, with the
