@@ -18,6 +18,7 @@ type Config struct {
 	NoSeq       int           // noseq commands that run at once, default 16
 	Linger      time.Duration // how long a report that is not final waits for a later state, default 50 ms
 	Backoff     func(attempt int) time.Duration
+	Paused      string // see Pause
 }
 
 // Limits that are not worth a setting.
@@ -50,6 +51,7 @@ type Inbox struct {
 	writes   []Write // in order
 	urgent   bool    // an effect of ready depends on writes
 	stopped  bool    // nothing is started any more
+	paused   string  // why nothing is started now
 }
 
 type entry struct {
@@ -83,6 +85,7 @@ func New(cfg Config, state State, now time.Time) *Inbox {
 		lanes:    make(map[muster.Lane][]*entry),
 		lost:     state.Lost,
 		nextSeq:  1,
+		paused:   cfg.Paused,
 	}
 	for _, s := range state.Seen {
 		b.seen[s.ID] = s.Until
@@ -183,7 +186,7 @@ func (b *Inbox) Deliver(now time.Time, d Delivery) {
 		b.settle(e, now, state, reason)
 		return
 	}
-	b.change(e, now, muster.Accepted, "")
+	b.change(e, now, muster.Accepted, b.paused)
 	b.put(e, true)
 	b.enqueue(e)
 	b.schedule(now)
@@ -390,6 +393,14 @@ func (b *Inbox) Unwritten() bool { return len(b.writes) > 0 }
 // Inbox on the same journal.
 func (b *Inbox) Stop() { b.stopped = true }
 
+// Pause keeps runs from being started, retries too, until it is called with an
+// empty reason. What runs goes on, commands are accepted, with the reason, and
+// deadlines pass.
+func (b *Inbox) Pause(now time.Time, reason string) {
+	b.paused = reason
+	b.schedule(now)
+}
+
 // Flush makes the next Ready hold all writes.
 func (b *Inbox) Flush() { b.urgent = true }
 
@@ -428,6 +439,9 @@ func (b *Inbox) schedule(now time.Time) {
 	}
 	for _, id := range b.timers.due(now) {
 		b.tick(now, id)
+	}
+	if b.paused != "" {
+		return
 	}
 	// In a fixed order, so that a simulation can be repeated.
 	for _, lane := range slices.SortedFunc(maps.Keys(b.lanes), compareLanes) {

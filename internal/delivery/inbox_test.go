@@ -91,6 +91,44 @@ func TestDedupe(t *testing.T) {
 	}
 }
 
+func TestPause(t *testing.T) {
+	b := New(Config{Paused: "held"}, State{}, t0)
+	short := command("short", "s", "")
+	short.Command.Deadline = at(time.Minute)
+	for _, d := range []Delivery{command("a", "m", ""), command("b", "m", "n"), short} {
+		b.Deliver(t0, d)
+	}
+	expect(t, b, "acks3")
+	b.Tick(at(time.Second))
+	if r := expect(t, b, "a accepted/1, b accepted/1, short accepted/1"); r.Reports[0].History[0].Reason != "held" {
+		t.Errorf("accepted with %+v", r.Reports[0].History)
+	}
+	b.Tick(at(time.Minute))
+	expect(t, b, "short expired/2")
+	b.Pause(at(time.Minute), "")
+	expect(t, b, "start a/1, start b/1")
+	b.Deliver(at(time.Minute), command("c", "m", ""))
+	b.Pause(at(time.Minute), "again")
+	b.Finished(at(time.Minute), "a", fine)
+	expect(t, b, "a done/3, acks1") // what runs goes on; what is next waits
+	b.Pause(at(2*time.Minute), "")
+	expect(t, b, "b running/2, c accepted/1, start c/1")
+}
+
+func TestPausedRetry(t *testing.T) {
+	b := New(Config{}, State{}, t0)
+	d := command("a", "m", "")
+	d.Command.Retries = 1
+	b.Deliver(t0, d)
+	expect(t, b, "acks1, start a/1")
+	b.Finished(t0, "a", bad)
+	b.Pause(t0, "held")
+	b.Tick(at(time.Minute))
+	expect(t, b, "a accepted/3")
+	b.Pause(at(2*time.Minute), "")
+	expect(t, b, "start a/2")
+}
+
 func TestLanes(t *testing.T) {
 	b := New(Config{}, State{}, t0)
 	for _, x := range []string{"a1", "b1", "a2", "b2", "a3"} {

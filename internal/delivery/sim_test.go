@@ -71,7 +71,7 @@ type sent struct {
 }
 
 // faults are rules that a simulation breaks on purpose.
-type faults struct{ ackBeforeWrite, startBeforeWrite, forgetSeen, durableConsumer bool }
+type faults struct{ ackBeforeWrite, startBeforeWrite, forgetSeen, durableConsumer, deafToPause bool }
 
 type sim struct {
 	rng     *rand.Rand
@@ -86,6 +86,7 @@ type sim struct {
 	running map[muster.CommandID]bool
 	reports []muster.Report // on the way to the operator
 	lanes   map[string]int  // first runs begun
+	paused  string
 	err     error
 }
 
@@ -141,7 +142,7 @@ func (s *sim) crash() {
 	if s.faults.forgetSeen {
 		st.Seen = nil
 	}
-	s.box = New(Config{NoSeq: 3}, st, s.now)
+	s.box = New(Config{NoSeq: 3, Paused: s.paused}, st, s.now)
 	s.connect()
 }
 
@@ -206,6 +207,8 @@ func (s *sim) acks(tokens []uint64) {
 func (s *sim) start(x Start) {
 	c := s.cmds[x.Command.ID]
 	switch {
+	case s.paused != "":
+		s.fail("%s starts during a pause", x.Command.ID)
 	case s.running[x.Command.ID]:
 		s.fail("%s runs beside itself", x.Command.ID)
 	case c.interrupted > 0 && !c.d.Idempotent:
@@ -310,6 +313,15 @@ func (s *sim) judge(id muster.CommandID, c *sent) {
 	}
 }
 
+// pause takes effect on what is decided from now on.
+func (s *sim) pause(reason string) {
+	s.carry(0)
+	s.paused = reason
+	if !s.faults.deafToPause {
+		s.box.Pause(s.now, reason)
+	}
+}
+
 func (s *sim) step() {
 	switch n := s.rng.IntN(100); {
 	case n < 15:
@@ -345,6 +357,8 @@ func (s *sim) step() {
 		s.crash()
 	case n < 88:
 		s.box.Flush()
+	case n < 90:
+		s.pause([]string{"", "", "somebody else has this node"}[s.rng.IntN(3)])
 	default:
 		s.carry(3) // what was decided is done at its time
 		s.carry(0)
@@ -367,6 +381,7 @@ func simulate(seed uint64, f faults) error {
 		}
 	}
 	// Calm: everything comes to an end.
+	s.pause("")
 	for i := 0; i < 5000 && s.err == nil && (i == 0 || len(s.queue) > 0 || s.box.Len() > 0 || len(s.reports) > 0); i++ {
 		if i%20 == 0 {
 			s.connect()
@@ -442,6 +457,7 @@ func TestSimulationCanFail(t *testing.T) {
 		"starts before the writes are durable":       {startBeforeWrite: true},
 		"forgets what is over":                       {forgetSeen: true},
 		"redelivers out of order":                    {durableConsumer: true},
+		"starts during a pause":                      {deafToPause: true},
 	} {
 		var caught error
 		for seed := uint64(1); seed <= 20 && caught == nil; seed++ {
