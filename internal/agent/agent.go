@@ -59,6 +59,24 @@ type Options struct {
 	MaxOutput  int64         // bytes kept of each stream of a run, default DefaultMaxOutput
 	Log        *slog.Logger
 	Online     func(bool) // told when a session begins and ends; may be nil
+	// Problems are asked for at each hello, beside the agent's own; Again has
+	// something to receive when they changed. Both may be nil.
+	Problems func() []string
+	Again    <-chan struct{}
+	// Redial has something to receive when the broker's address changed: the
+	// session ends, and the next one begins at once. May be nil.
+	Redial <-chan struct{}
+	// Tell runs during each session, to publish events that are kept elsewhere,
+	// until the context ends. May be nil.
+	Tell func(ctx context.Context, publish func(muster.Event) error)
+	// During runs during each session, with its connection, until the context
+	// ends. May be nil.
+	During func(ctx context.Context, conn *bus.Conn)
+	// Paused is asked for the reason for which no run may begin now, empty for
+	// none, at the start and whenever Repause has something to receive. Both may
+	// be nil.
+	Paused  func() string
+	Repause <-chan struct{}
 }
 
 func (o *Options) validate() error {
@@ -198,6 +216,14 @@ func (a *Agent) journalLost(j *journal.Journal) {
 	a.events.add(kind, what+"; commands issued before now that must not run twice are reported as unknown",
 		map[string]string{"file": j.SetAside, "cause": j.Cause.Error()})
 	a.problems.add(what + " when it was started at " + a.started.UTC().Format(time.RFC3339))
+}
+
+// paused is the reason for which no run may begin, empty for none.
+func (a *Agent) paused() string {
+	if a.o.Paused == nil {
+		return ""
+	}
+	return a.o.Paused()
 }
 
 func (a *Agent) setSubjects(s bus.Subjects) { a.known.Store(&s) }

@@ -55,7 +55,7 @@ func newCore(a *Agent, state delivery.State) *core {
 		a: a, notify: make(chan struct{}, 1), room: make(chan struct{}), giveUp: make(chan struct{}),
 		acks: make(map[uint64]func() error), runs: make(map[muster.CommandID]context.CancelCauseFunc),
 	}
-	c.inbox = delivery.New(delivery.Config{Node: a.o.Node}, state, time.Now())
+	c.inbox = delivery.New(delivery.Config{Node: a.o.Node, Paused: a.paused()}, state, time.Now())
 	c.offerRoom()
 	return c
 }
@@ -107,6 +107,8 @@ func (c *core) run(ctx context.Context) {
 		timer.Reset(c.untilTick())
 		select {
 		case <-c.notify:
+		case <-c.a.o.Repause:
+			c.inbox.Pause(time.Now(), c.a.paused())
 		case <-timer.C:
 			c.takeHeld()
 			c.inbox.Tick(time.Now())

@@ -38,6 +38,8 @@ func (a *Agent) sessions(ctx context.Context) {
 		a.log.Log(ctx, level, "no session with the broker; trying again until there is one", "err", err, "again_in", wait.Round(time.Millisecond))
 		select {
 		case <-time.After(wait):
+		case <-a.o.Redial:
+			attempt = -1
 		case <-ctx.Done():
 		}
 	}
@@ -70,11 +72,28 @@ func (a *Agent) session(ctx context.Context) error {
 		return err
 	}
 	var wg sync.WaitGroup
-	wg.Go(func() { <-conn.Done(); cancel(errLost) })
+	wg.Go(func() {
+		select {
+		case <-conn.Done():
+			cancel(errLost)
+		case <-a.o.Redial:
+			cancel(errRedial)
+		}
+	})
 	wg.Go(func() { a.report(ctx, conn, pipeline) })
 	wg.Go(func() { a.heartbeat(ctx, conn) })
 	wg.Go(func() { a.events.send(ctx, conn) })
 	wg.Go(func() { a.tellAudit(ctx, conn, pipeline) })
+	if a.o.Tell != nil {
+		wg.Go(func() {
+			a.o.Tell(ctx, func(e muster.Event) error {
+				return conn.Put(ctx, eventMessage(conn.Subjects(), e, e.Time.Format(time.RFC3339Nano)))
+			})
+		})
+	}
+	if a.o.During != nil {
+		wg.Go(func() { a.o.During(ctx, conn) })
+	}
 	a.reporter.set(pipeline)
 	a.o.Online(true)
 	a.log.Info("session with the broker begins")
@@ -88,7 +107,10 @@ func (a *Agent) session(ctx context.Context) error {
 	return err
 }
 
-var errLost = muster.Errorf(muster.Unavailable, "the connection to the broker was lost")
+var (
+	errLost   = muster.Errorf(muster.Unavailable, "the connection to the broker was lost")
+	errRedial = muster.Errorf(muster.Interrupted, "the broker has another address now")
+)
 
 // prepare reads the layout and says hello.
 func (a *Agent) prepare(ctx context.Context, conn *bus.Conn) error {
@@ -110,6 +132,9 @@ func (a *Agent) hello(ctx context.Context, conn *bus.Conn) error {
 	h := muster.Hello{
 		Node: a.o.Node, Version: a.o.Version, Instance: a.instance, Started: a.started,
 		Methods: a.plugins, Problems: a.problems.list(),
+	}
+	if a.o.Problems != nil {
+		h.Problems = append(h.Problems, a.o.Problems()...)
 	}
 	if a.o.Facts != nil {
 		var errs []error
@@ -181,6 +206,7 @@ func (a *Agent) heartbeat(ctx context.Context, conn *bus.Conn) {
 		if err := conn.Tell(conn.Subjects().Alive(conn.Mailbox(), a.o.Node), a.beat(false, "")); err != nil {
 			a.log.Debug("heartbeat was not sent", "err", err)
 		}
+		hello := false
 		select {
 		case <-beat.C:
 			if !a.problems.changed() {
@@ -190,11 +216,17 @@ func (a *Agent) heartbeat(ctx context.Context, conn *bus.Conn) {
 				a.log.Debug("hello was not sent", "err", err)
 			}
 		case <-again.C:
-			if err := a.hello(ctx, conn); err != nil {
-				a.log.Debug("hello was not sent", "err", err)
-			}
+			hello = true
+		case <-a.o.Again:
+			hello = true
 		case <-ctx.Done():
 			return
+		}
+		if !hello {
+			continue
+		}
+		if err := a.hello(ctx, conn); err != nil {
+			a.log.Debug("hello was not sent", "err", err)
 		}
 	}
 }

@@ -3,11 +3,13 @@ package app
 import (
 	"cmp"
 	"context"
+	"errors"
 	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"slices"
 	"sync"
 	"time"
 
@@ -40,6 +42,7 @@ type AgentOptions struct {
 	MethodDirs []string
 	Heartbeat  time.Duration
 	MaxOutput  int64
+	Order      OrderOptions
 	Version    string // of muster; default what the build says
 	Log        *slog.Logger
 	Ready      func() // nil, or called when the first session with the broker begins
@@ -63,14 +66,25 @@ func RunAgent(ctx context.Context, o AgentOptions) error {
 		return err
 	}
 	defer unlock()
-	if err := join(ctx, o); err != nil {
+	// Orders do without the fleet: they begin before this node has joined, which
+	// may have to wait for the broker.
+	orders, err := startOrders(ctx, o)
+	if err != nil {
+		return err
+	}
+	return errors.Join(runNode(ctx, o, orders), orders.stop())
+}
+
+// runNode joins, and then serves the fleet until ctx ends.
+func runNode(ctx context.Context, o AgentOptions, orders *orders) error {
+	if err := join(ctx, o, orders); err != nil {
 		return err
 	}
 	node, err := nodeFolder(o)
 	if err != nil {
 		return err
 	}
-	a, err := newAgent(ctx, o, node)
+	a, err := newAgent(ctx, o, node, orders)
 	if err != nil {
 		return err
 	}
@@ -101,8 +115,9 @@ func untilParentEnds(ctx context.Context) (_ context.Context, stop func(), err e
 }
 
 // join makes the node's folder with the token, as soon as the broker can be
-// reached.
-func join(ctx context.Context, o AgentOptions) error {
+// reached: where the token says that it is, or else where an operator of the
+// constellation does. The certificate that the token asks for is asked for there, too.
+func join(ctx context.Context, o AgentOptions, orders *orders) error {
 	if o.Token == "" {
 		return nil
 	}
@@ -127,11 +142,17 @@ func join(ctx context.Context, o AgentOptions) error {
 	}
 	for wait := time.Second; ; wait = min(2*wait, 30*time.Second) {
 		err := enrol.Rejoin(ctx, token, o.StateDir, time.Now(), o.Log)
-		if kind := muster.KindOf(err); kind != muster.Unavailable && kind != muster.TimedOut {
+		if hints := orders.hints(token.CAPEM != ""); away(err) && len(hints) > 0 && ctx.Err() == nil {
+			o.Log.Info("joining at the address that an operator has signed", "component", "app", "node", token.Node, "urls", hints)
+			hinted := token
+			hinted.URLs = hints
+			err = enrol.Rejoin(ctx, hinted, o.StateDir, time.Now(), o.Log)
+		}
+		if !away(err) {
 			return err
 		}
 		o.Log.Warn("cannot join yet; trying again", "component", "app", "node", token.Node, "in", wait, "err", err)
-		if !pause(ctx, wait) {
+		if !pauseOr(ctx, wait, orders.hinted) {
 			return muster.Errorf(muster.Interrupted, "stopped before this node could join: %w", err)
 		}
 	}
@@ -161,11 +182,15 @@ func dialNode(o AgentOptions, n config.NodeFolder) (func(context.Context) (*bus.
 	}
 	name := muster.NodeName(n.Node.Node)
 	options := bus.Options{
-		URLs: n.Node.URLs, Name: "agent " + string(name), JWT: userJWT, Seed: string(seed.Reveal()),
+		Name: "agent " + string(name), JWT: userJWT, Seed: string(seed.Reveal()),
 		CA: n.CA, Prefix: n.Node.Prefix, Inbox: bus.NodeInbox(name), Log: o.Log,
 		Mailbox: enrol.MailboxOf(userJWT, n.Node.Prefix, name),
 	}
-	return func(ctx context.Context) (*bus.Conn, error) { return bus.Dial(ctx, options) }, nil
+	return func(ctx context.Context) (*bus.Conn, error) {
+		now := options
+		now.URLs = brokerURLs(o, n.Node.URLs) // an Order may have changed them
+		return bus.Dial(ctx, now)
+	}, nil
 }
 
 // A gate dials less and less often once the broker refuses this node. It does
@@ -210,6 +235,12 @@ func (g *gate) open(ctx context.Context) (*bus.Conn, error) {
 	return nil, muster.Errorf(muster.Denied, text, err, g.node)
 }
 
+// away reports whether an error says that nobody was there.
+func away(err error) bool {
+	kind := muster.KindOf(err)
+	return kind == muster.Unavailable || kind == muster.TimedOut
+}
+
 // nodeFolder reads who this node is, from its folder and the options.
 func nodeFolder(o AgentOptions) (config.NodeFolder, error) {
 	n, err := config.OpenNode(o.StateDir)
@@ -241,7 +272,7 @@ func nodeFolder(o AgentOptions) (config.NodeFolder, error) {
 	return n, muster.NodeName(n.Node.Node).Validate()
 }
 
-func newAgent(ctx context.Context, o AgentOptions, n config.NodeFolder) (*agent.Agent, error) {
+func newAgent(ctx context.Context, o AgentOptions, n config.NodeFolder, orders *orders) (*agent.Agent, error) {
 	verifier, err := aaa.NewVerifier(n.Node.Fleet, n.Node.Issuers...)
 	if err != nil {
 		return nil, err
@@ -260,6 +291,11 @@ func newAgent(ctx context.Context, o AgentOptions, n config.NodeFolder) (*agent.
 	if err != nil {
 		return nil, err
 	}
+	urls := brokerURLs(o, n.Node.URLs)
+	if !slices.Equal(urls, n.Node.URLs) {
+		o.Log.Info("the broker's addresses are those that an Order set", "component", "app", "urls", urls)
+	}
+	orders.dials(urls)
 	policy := &policyFile{path: cmp.Or(o.PolicyFile, config.PolicyFile(o.StateDir)), log: o.Log}
 	policy.current() // what is wrong with it is news now, not at the first command
 	var once sync.Once
@@ -269,6 +305,8 @@ func newAgent(ctx context.Context, o AgentOptions, n config.NodeFolder) (*agent.
 		StateDir: o.StateDir, Registry: registry, Plugins: plugins,
 		Verifier: verifier, Policy: policy.current, Facts: gather, EndOrphans: methods.EndTagged,
 		Heartbeat: o.Heartbeat, MaxOutput: o.MaxOutput, Log: o.Log,
+		Problems: orders.problems, Again: orders.again, Redial: orders.redial, Tell: orders.tell,
+		During: orders.during, Paused: orders.paused, Repause: orders.repause,
 		Online: func(online bool) {
 			if online && o.Ready != nil {
 				once.Do(o.Ready)

@@ -334,11 +334,16 @@ func (s *session) tidy(ctx context.Context) {
 }
 
 // pause waits, and reports false when ctx ended.
-func pause(ctx context.Context, d time.Duration) bool {
+func pause(ctx context.Context, d time.Duration) bool { return pauseOr(ctx, d, nil) }
+
+// pauseOr is a pause that ends sooner if there is news.
+func pauseOr(ctx context.Context, d time.Duration, news <-chan struct{}) bool {
 	t := time.NewTimer(d)
 	defer t.Stop()
 	select {
 	case <-t.C:
+		return true
+	case <-news:
 		return true
 	case <-ctx.Done():
 		return false

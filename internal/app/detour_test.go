@@ -132,6 +132,7 @@ func noDetourToOthers(t *testing.T, f fleet) {
 		s.Prefix + ".fleet.x.node." + string(other), s.Prefix + ".fleet.x.remove." + string(other),
 		s.Event("started", other), s.Report(muster.Key{ID: "id1", Node: other}), s.Sent("id1"),
 		s.Output(muster.Key{ID: "id1", Node: other}, bus.Stdout), s.Ping(), s.Enrol("x"),
+		s.Order("CALLER", "OTHER", other), s.Ordered("CALLER", "OTHER", other),
 	}
 	for _, stream := range []string{bus.StreamHistory, bus.StreamFleet, bus.StreamControl, s.CommandStream(other), bus.StreamSettings} {
 		for _, api := range []string{"$JS.API", bus.NodeAPI} {

@@ -3,14 +3,18 @@ package app
 import (
 	"cmp"
 	"context"
+	"crypto/rand"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -19,6 +23,7 @@ import (
 	"github.com/musterfleet/muster"
 	"github.com/musterfleet/muster/internal/aaa"
 	"github.com/musterfleet/muster/internal/config"
+	"github.com/musterfleet/muster/internal/constellation"
 	"github.com/musterfleet/muster/internal/enrol"
 )
 
@@ -43,7 +48,10 @@ rules:
 
 const (
 	maxDevNodes = 100
-	stopGrace   = 10 * time.Second // from SIGTERM to SIGKILL
+	// orderEntries is how many nodes the others keep connections to for Orders:
+	// on loopback nobody multicasts, and one node may be killed to try something.
+	orderEntries = 3
+	stopGrace    = 10 * time.Second // from SIGTERM to SIGKILL
 )
 
 // RunDev runs a whole fleet on this machine until ctx ends: the broker in this
@@ -60,6 +68,9 @@ func RunDev(ctx context.Context, o DevOptions) error {
 	}
 	defer unlock()
 	if err := d.prepare(); err != nil {
+		return err
+	}
+	if err := d.makeConstellation(); err != nil {
 		return err
 	}
 	// The broker outlives the agents, so that they can take their leave.
@@ -85,9 +96,10 @@ func RunDev(ctx context.Context, o DevOptions) error {
 
 // A dev is one development fleet.
 type dev struct {
-	o        DevOptions
-	switched string     // what became of the context that was current before
-	mu       sync.Mutex // held to write to Out
+	o          DevOptions
+	switched   string     // what became of the context that was current before
+	orderPorts []int      // of the first nodes: where Orders come in
+	mu         sync.Mutex // held to write to Out
 }
 
 func newDev(o DevOptions) (*dev, error) {
@@ -108,12 +120,22 @@ func newDev(o DevOptions) (*dev, error) {
 	if o.Dir, err = filepath.Abs(o.Dir); err != nil {
 		return nil, muster.Errorf(muster.Invalid, "the folder %q: %w", o.Dir, err)
 	}
-	return &dev{o: o}, nil
+	d := &dev{o: o}
+	for range min(orderEntries, o.Nodes) {
+		port, err := freePort()
+		if err != nil {
+			return nil, err
+		}
+		d.orderPorts = append(d.orderPorts, port)
+	}
+	return d, nil
 }
 
-func (d *dev) fleetDir() string      { return filepath.Join(d.o.Dir, "fleet") }
-func (d *dev) nodeName(k int) string { return fmt.Sprintf("node%d", k) }
-func (d *dev) nodeDir(k int) string  { return filepath.Join(d.o.Dir, "nodes", d.nodeName(k)) }
+func (d *dev) fleetDir() string          { return filepath.Join(d.o.Dir, "fleet") }
+func (d *dev) constellationFile() string { return filepath.Join(d.o.Dir, "constellation.json") }
+func (d *dev) operatorFile() string      { return filepath.Join(d.o.Dir, "operator.json") }
+func (d *dev) nodeName(k int) string     { return fmt.Sprintf("node%d", k) }
+func (d *dev) nodeDir(k int) string      { return filepath.Join(d.o.Dir, "nodes", d.nodeName(k)) }
 func (d *dev) print(f string, a ...any) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -197,9 +219,39 @@ func (d *dev) runNodes(ctx context.Context) error {
 		d.print("%-10s %-8d %s\n", d.nodeName(k), c.cmd.Process.Pid, d.nodeDir(k))
 		running.Go(func() { d.supervise(ctx, k, c) })
 	}
-	d.print("\nThe context %q leads here%s.\n\nTry, in another terminal:\n\n  muster node ls\n  muster run -t all -- uname -a\n  muster run -t role=web -- uptime\n\nCtrl-C ends it; the state stays in %s.\n", d.o.ContextName, d.switched, d.o.Dir)
+	d.print("\nThe context %q leads here%s.\n\nTry, in another terminal:\n\n  muster node ls\n  muster run -t all -- uname -a\n  muster run -t role=web -- uptime\n\nand without the broker:\n\n  muster order neighbours --constellation %s --peer 127.0.0.1:%d\n\nCtrl-C ends it; the state stays in %s.\n",
+		d.o.ContextName, d.switched, d.constellationFile(), d.orderPorts[0], d.o.Dir)
 	<-ctx.Done()
 	return nil
+}
+
+// orderFlags have a node take part in Orders, on loopback alone.
+func (d *dev) orderFlags(k int) []string {
+	flags := []string{"--constellation", d.constellationFile(), "--order-listen", "127.0.0.1"}
+	for i, port := range d.orderPorts {
+		if i+1 == k {
+			flags = append(flags, "--order-port", strconv.Itoa(port))
+		} else {
+			flags = append(flags, "--order-peer", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
+		}
+	}
+	return flags
+}
+
+// makeConstellation makes the files of a constellation of this fleet's own.
+func (d *dev) makeConstellation() error {
+	_, err := os.Stat(d.constellationFile())
+	if err == nil || !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	c, operator, err := constellation.Generate("dev", rand.Reader)
+	if err != nil {
+		return err
+	}
+	if err := operator.Write(d.operatorFile()); err != nil {
+		return err
+	}
+	return c.Write(d.constellationFile()) // last: it stands for both
 }
 
 func (d *dev) join(ctx context.Context, k int) error {
@@ -237,7 +289,7 @@ func (d *dev) start(ctx context.Context, k int) (*child, error) {
 		return nil, muster.Errorf(muster.Unavailable, "start %s: %w", d.nodeName(k), err)
 	}
 	c := &child{alive: w, log: log}
-	c.cmd = exec.CommandContext(ctx, d.o.Exe, "agent", "--state", d.nodeDir(k))
+	c.cmd = exec.CommandContext(ctx, d.o.Exe, append([]string{"agent", "--state", d.nodeDir(k)}, d.orderFlags(k)...)...)
 	c.cmd.Stdout, c.cmd.Stderr = log, log
 	c.cmd.ExtraFiles = []*os.File{r} // descriptor 3
 	c.cmd.Env = append(d.environment(), ParentVariable+"=3")

@@ -325,7 +325,7 @@ func (s *server) end(signal syscall.Signal) {
 
 // TestMain is also the program that RunDev starts, as an agent.
 func TestMain(m *testing.M) {
-	if len(os.Args) == 4 && os.Args[1] == "agent" {
+	if len(os.Args) >= 4 && os.Args[1] == "agent" { // --state DIR, and flags for Orders, which these tests leave out
 		ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 		defer stop()
 		log := slog.New(slog.NewTextHandler(os.Stderr, nil))

@@ -65,6 +65,33 @@ func nodeKeepsToItself(t *testing.T, f fleet) {
 		t.Errorf("its own commands: %q, %v", got, err)
 	}
 
+	frames := make(chan string, 10)
+	stop, err := conn.Serve(s.Order(bus.AnyCaller, box, me), func(r bus.Request) { frames <- string(r.Data) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	answers := make(chan string, 10)
+	stopAnswers, err := op.Serve(s.OrderedFrom("CALLER"), func(r bus.Request) { answers <- r.Subject + " " + string(r.Data) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, to := range []string{s.Order("CALLER", otherBox, other), s.Order("CALLER", otherBox, me), s.Order("CALLER", box, me)} {
+		if err := op.Tell(to, []byte(to)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := receive(t, frames); got != s.Order("CALLER", box, me) {
+		t.Errorf("the first frame of an Order that it hears is %q", got)
+	}
+	if err := conn.Tell(s.Ordered("CALLER", box, me), []byte("frame")); err != nil {
+		t.Fatal(err)
+	}
+	if got := receive(t, answers); got != s.Ordered("CALLER", box, me)+" frame" {
+		t.Errorf("the caller of an Order hears %q", got)
+	}
+	stop()
+	stopAnswers()
+
 	// What it may not publish.
 	foreign := muster.Key{ID: "id1", Node: other}
 	stream := s.CommandStream(other)
@@ -73,6 +100,7 @@ func nodeKeepsToItself(t *testing.T, f fleet) {
 		s.Command(other, muster.KindCommand, "echo"), s.Command(me, muster.KindCommand, "echo"),
 		s.Control(otherBox, other), s.Control(box, me), s.Settings(), s.Sent("id1"), s.Ping(), s.Enrol("x"),
 		s.Prefix + ".fleet.x.node." + string(me),
+		s.Ordered("CALLER", otherBox, other), s.Ordered("CALLER", box, other), s.Order("CALLER", otherBox, other), s.Order("CALLER", box, me),
 		bus.NodeAPI + ".CONSUMER.CREATE." + stream + "." + box + "=a=b." + s.Commands(other),
 		bus.NodeAPI + ".CONSUMER.CREATE." + stream + "." + otherBox + "=a=b=c." + s.Commands(other),
 		bus.NodeAPI + ".CONSUMER.CREATE." + stream + "." + box + "=a=b",
@@ -97,6 +125,7 @@ func nodeKeepsToItself(t *testing.T, f fleet) {
 	// What it may not hear.
 	for _, subject := range []string{
 		s.Control(otherBox, other), s.Control(bus.AnyMailbox, other), s.Control(bus.AnyMailbox, me), s.Prefix + ".control.>", s.Prefix + ".>", ">", "_INBOX.>", "_INBOX_NODE.>",
+		s.Order("CALLER", otherBox, other), s.Order(bus.AnyCaller, bus.AnyMailbox, me), s.Ordered("CALLER", box, me), s.OrderedFrom("CALLER"),
 		bus.NodeInbox(other) + ".>", s.Command(other, muster.KindCommand, "echo"), s.Report(foreign), "$JS.API.>", "$KV.>",
 	} {
 		stop, err := conn.Serve(subject, func(bus.Request) {})
@@ -134,6 +163,18 @@ func nodeKeepsToItself(t *testing.T, f fleet) {
 		if strings.Contains(string(reply), "secret") {
 			t.Errorf("direct get with %s gave %q, %v", body, reply, err)
 		}
+	}
+}
+
+// receive waits for something that must come.
+func receive(t *testing.T, c <-chan string) string {
+	t.Helper()
+	select {
+	case s := <-c:
+		return s
+	case <-time.After(20 * time.Second):
+		t.Error("nothing came")
+		return ""
 	}
 }
 

@@ -28,6 +28,8 @@ import (
 //	P.alive.<mailbox>.<node>                  memory         heartbeats
 //	P.ping                                    not stored     who is there now: each node answers with a heartbeat
 //	P.enrol.<token id>                        not stored     a newcomer presents its token
+//	P.order.<caller>.<mailbox>.<node>         not stored     a frame of an Order, to the node
+//	P.ordered.<caller>.<mailbox>.<node>       not stored     a frame of an Order, from the node to one caller
 
 // A mailbox is a random token that each node shares with the operators, and the
 // operators among themselves. It stands in the subjects whose older messages
@@ -178,6 +180,51 @@ func (s Subjects) Alive(mailbox string, n muster.NodeName) string {
 func (s Subjects) Ping() string              { return s.Prefix + ".ping" }
 func (s Subjects) Enrol(token string) string { return s.Prefix + ".enrol." + token }
 
+// Order is the subject of frames from a caller of Orders to a node. AnyCaller
+// stands for all callers in the filter of a node.
+func (s Subjects) Order(caller, mailbox string, n muster.NodeName) string {
+	return s.boxed("order."+caller, mailbox, n)
+}
+
+// Ordered is the subject of frames from a node to one caller of Orders.
+func (s Subjects) Ordered(caller, mailbox string, n muster.NodeName) string {
+	return s.boxed("ordered."+caller, mailbox, n)
+}
+
+// OrderedFrom is the filter for all frames to a caller.
+func (s Subjects) OrderedFrom(caller string) string { return s.Prefix + ".ordered." + caller + ".>" }
+
+// AnyCaller stands for all callers of Orders in a filter.
+const AnyCaller = "*"
+
+// CallerOf reads the caller from the subject of a frame to a node.
+func (s Subjects) CallerOf(subject string) (caller string, ok bool) {
+	f, _, ok := s.rest(subject, "order", 2)
+	if !ok {
+		return "", false
+	}
+	return f[0], true
+}
+
+// MemberOf reads mailbox and node from the subject of a frame to a caller.
+func (s Subjects) MemberOf(subject string) (mailbox string, n muster.NodeName, ok bool) {
+	f, n, ok := s.rest(subject, "ordered", 2)
+	if !ok {
+		return "", "", false
+	}
+	return f[1], n, true
+}
+
+// BoxOf reads mailbox and node from a subject with a mailbox (node, alive, dead,
+// control).
+func (s Subjects) BoxOf(subject, purpose string) (mailbox string, n muster.NodeName, ok bool) {
+	f, n, ok := s.rest(subject, purpose, 1)
+	if !ok {
+		return "", "", false
+	}
+	return f[0], n, true
+}
+
 func (s Subjects) boxed(purpose, mailbox string, n muster.NodeName) string {
 	return s.Prefix + "." + purpose + "." + mailbox + "." + string(n)
 }
@@ -264,9 +311,9 @@ type Permissions struct {
 }
 
 // NodePermissions lets a node read its own commands and withdrawals and write
-// its own reports, output, events, dead letters and presence. The shard is a
-// wildcard, so that credentials outlive a change of the number of shards; the
-// consumer's name and filter are exact.
+// its own reports, output, events, dead letters, presence and frames of Orders.
+// The shard is a wildcard, so that credentials outlive a change of the number of
+// shards; the consumer's name and filter are exact.
 func NodePermissions(prefix, mailbox string, n muster.NodeName) Permissions {
 	s, name := Subjects{Prefix: prefix, Shards: 1}, consumerName(mailbox, n)
 	filter := prefix + ".command.*." + string(n) + ".*.*"
@@ -275,7 +322,7 @@ func NodePermissions(prefix, mailbox string, n muster.NodeName) Permissions {
 			prefix + ".report.*." + string(n),
 			prefix + ".output.*.*." + string(n),
 			prefix + ".event.*." + string(n),
-			s.Node(mailbox, n), s.Alive(mailbox, n), s.Dead(mailbox, n),
+			s.Node(mailbox, n), s.Alive(mailbox, n), s.Dead(mailbox, n), s.Ordered(AnyCaller, mailbox, n),
 			NodeAPI + ".CONSUMER.CREATE.*." + name + "." + filter,
 			NodeAPI + ".CONSUMER.DELETE.*." + name,
 			NodeAPI + ".CONSUMER.INFO.*." + name,
@@ -284,7 +331,7 @@ func NodePermissions(prefix, mailbox string, n muster.NodeName) Permissions {
 			NodeAPI + ".DIRECT.GET." + StreamControl + "." + s.Control(mailbox, n),
 			NodeAPI + ".DIRECT.GET." + StreamSettings + "." + s.Settings(),
 		},
-		Subscribe: []string{NodeInbox(n) + ".>", s.Control(mailbox, n), s.Ping()},
+		Subscribe: []string{NodeInbox(n) + ".>", s.Control(mailbox, n), s.Ping(), s.Order(AnyCaller, mailbox, n)},
 	}
 }
 
@@ -303,6 +350,7 @@ func Shares(prefix string) []aaa.Share {
 	for _, subject := range []string{
 		prefix + ".report.*.>", prefix + ".output.*.*.>", prefix + ".event.*.>",
 		prefix + ".node.*.>", prefix + ".alive.*.>", prefix + ".dead.*.>", prefix + ".enrol.*", "$JS.ACK.>",
+		prefix + ".ordered.*.*.>",
 	} {
 		all = append(all, aaa.Share{Subject: subject})
 	}
@@ -317,6 +365,7 @@ func Shares(prefix string) []aaa.Share {
 	return append(all,
 		aaa.Share{Subject: prefix + ".control.*.>", ToNodes: true},
 		aaa.Share{Subject: prefix + ".ping", ToNodes: true},
+		aaa.Share{Subject: prefix + ".order.*.*.>", ToNodes: true},
 	)
 }
 

@@ -72,6 +72,7 @@ func TestPermissions(t *testing.T) {
 			publish := map[string]bool{
 				s.Report(key(other)): mine, s.Output(key(other), Stdout): mine, s.Event("up", other): mine,
 				s.Node("box", other): mine, s.Alive("box", other): mine, s.Dead("box", other): mine,
+				s.Ordered("C1", "box", other): mine, s.Ordered("C1", "other", other): false, s.Order("C1", "box", other): false,
 				NodeAPI + ".CONSUMER.CREATE." + s.CommandStream(other) + "." + consumerName("box", other) + "." + s.Commands(other): mine,
 				NodeAPI + ".CONSUMER.CREATE." + s.CommandStream(other) + "." + consumerName("box", me) + "." + s.Commands(other):    mine,
 				NodeAPI + ".CONSUMER.CREATE." + s.CommandStream(other) + "." + consumerName("box", me):                              false,
@@ -91,7 +92,8 @@ func TestPermissions(t *testing.T) {
 			}
 			subscribe := map[string]bool{
 				NodeInbox(other) + ".x.y": mine, s.Control("box", other): mine, s.Commands(other): false,
-				s.Report(key(other)): false, s.Ping(): true, "_INBOX.x": false, "muster.>": false,
+				s.Report(key(other)): false, s.Ping(): true, s.Order("C1", "box", other): mine, s.Order("C1", "other", other): false,
+				s.Ordered("C1", "box", other): false, s.OrderedFrom("C1"): false, "_INBOX.x": false, "muster.>": false,
 			}
 			for subject, want := range subscribe {
 				if got := allowed(p.Subscribe, subject); got != want {
@@ -152,6 +154,9 @@ func FuzzSubjects(f *testing.F) {
 		}
 		if kind, n, ok := s.EventOf(subject); ok && s.Event(kind, n) != subject {
 			t.Errorf("%q becomes %v %v", subject, kind, n)
+		}
+		if box, n, ok := s.MemberOf(subject); ok && s.Ordered(strings.Split(subject, ".")[2], box, n) != subject {
+			t.Errorf("%q becomes %v %v", subject, box, n)
 		}
 		if n, ok := s.NodeOf(subject, "node"); ok {
 			if box := strings.Split(subject, ".")[2]; s.Node(box, n) != subject {
