@@ -17,6 +17,7 @@ import (
 	"github.com/musterfleet/muster/internal/agent"
 	"github.com/musterfleet/muster/internal/app"
 	"github.com/musterfleet/muster/internal/config"
+	"github.com/musterfleet/muster/internal/methods/onsite"
 )
 
 // stateDir is the default folder of a part of muster: under XDG_STATE_HOME
@@ -266,7 +267,7 @@ interrupted, the next start of the broker completes it.`,
 
 func (p *program) agentCommand() *cobra.Command {
 	var o app.AgentOptions
-	var join, joinFile string
+	var join, joinFile, allow string
 	heartbeat := durationFlag(agent.DefaultHeartbeat)
 	cmd := &cobra.Command{
 		Use:   "agent",
@@ -282,7 +283,10 @@ and tries again. What the flags do not say comes from the settings, see
 
 Give the token on stdin (--join -), in a file (--join-file) or in the variable
 MUSTER_JOIN. It can also stand behind --join, but arguments are seen by every
-user of the machine.`,
+user of the machine.
+
+With the file of a constellation the agent also takes part in Orders, with which
+operators work on machines whose broker is away: see 'muster order --help'.`,
 		Example: `  muster agent --join -
   muster agent --join-file /run/token --state /var/lib/muster/agent
   muster agent`,
@@ -299,6 +303,9 @@ user of the machine.`,
 				if err := muster.NodeName(o.Node).Validate(); err != nil {
 					return usage(err)
 				}
+			}
+			if o.Order.Allow, err = onsite.ParseAllow(allow); err != nil {
+				return usage(err)
 			}
 			o.Token, o.Heartbeat, o.Log, o.Version = token, time.Duration(heartbeat), p.logger(), Version()
 			o.Ready = func() { p.say("connected") }
@@ -324,6 +331,12 @@ user of the machine.`,
 	}
 	setting(fs, "issuer", "agent.issuers")
 	setting(fs, "max-output", "agent.max_output")
+	fs.StringVar(&o.Order.Constellation, "constellation", "", "file that makes this node take part in Orders (default: constellation.json in --state, $MUSTER_CONSTELLATION, /etc/muster/constellation.json)")
+	fs.StringSliceVar(&o.Order.Interfaces, "order-interface", nil, "where to multicast for Orders; can be repeated (default: each that is up, but for loopback)")
+	fs.StringSliceVar(&o.Order.Peers, "order-peer", nil, "HOST:PORT of an agent to keep a connection to for Orders; can be repeated")
+	fs.StringVar(&o.Order.Listen, "order-listen", "", "address to listen at for Orders, without multicast")
+	fs.IntVar(&o.Order.Port, "order-port", 0, "port for Orders, of UDP and TCP (default 6776; with --order-listen any)")
+	fs.StringVar(&allow, "order-allow", strings.Join(onsite.Methods, ","), "methods that Orders may use here")
 	return cmd
 }
 

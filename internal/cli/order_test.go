@@ -1,0 +1,380 @@
+package cli
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/musterfleet/muster/internal/constellation"
+	"github.com/musterfleet/muster/internal/lan"
+	"github.com/musterfleet/muster/internal/methods/onsite"
+	"github.com/musterfleet/muster/internal/order"
+	"github.com/musterfleet/muster/internal/participant"
+	"github.com/musterfleet/muster/internal/seal"
+)
+
+// An orderLab is a constellation on loopback, with agents in this process.
+type orderLab struct {
+	c      constellation.Constellation
+	agents map[string]*labAgent
+}
+
+type labAgent struct {
+	agent *participant.Agent
+	addr  string
+	stop  func()
+}
+
+// newOrderLab starts agents that know each other, and writes the files of the
+// constellation.
+func newOrderLab(dir, config string, names ...string) (*orderLab, error) {
+	c, o, err := constellation.Generate("lab", rand.Reader)
+	if err != nil {
+		return nil, err
+	}
+	if c.Hint, err = order.SignHint(order.Hint{IssuedAt: 1, URLs: []string{"tls://broker.test:4222"}}, c.Key, o.PrivateKey()); err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(config, 0o700); err != nil {
+		return nil, err
+	}
+	if err := errors.Join(c.Write(filepath.Join(config, constellationFile)), o.Write(filepath.Join(config, operatorFile))); err != nil {
+		return nil, err
+	}
+	l := &orderLab{c: c, agents: map[string]*labAgent{}}
+	var peers []string
+	for _, name := range names {
+		a, err := l.start(filepath.Join(dir, name), name, peers)
+		if err != nil {
+			return l, err
+		}
+		l.agents[name] = a
+		peers = append(peers, a.addr)
+	}
+	return l, nil
+}
+
+func (l *orderLab) start(dir, name string, peers []string) (*labAgent, error) {
+	box, err := seal.New(l.c.Key, l.c.Secret.Reveal(), rand.Reader)
+	if err != nil {
+		return nil, err
+	}
+	network, err := participant.OpenLAN(lan.Options{Box: box, Host: "127.0.0.1", Unicast: true, Peers: peers})
+	if err != nil {
+		return nil, err
+	}
+	journal, err := participant.OpenJournal(dir)
+	if err != nil {
+		return nil, err
+	}
+	var id [16]byte
+	copy(id[:], name+"----------------")
+	agent, err := participant.NewAgent(participant.AgentOptions{Cluster: l.c.Key, Operators: l.c.Operators, ID: id, Name: name,
+		Labels:   map[string]string{"role": strings.TrimRight(name, "0123456789")},
+		Hints:    [][]byte{l.c.Hint},
+		Carriers: []participant.Carrier{network}, Port: uint16(network.Port()), LockFolder: filepath.Join(dir, "lock"), Journal: journal,
+		Host: onsite.Host{BrokerFile: filepath.Join(dir, "broker")}, Program: "test"})
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	var running sync.WaitGroup
+	running.Go(func() { _ = agent.Run(ctx) }) // an error of it shows as an agent that does not answer
+	stop := sync.OnceFunc(func() {
+		cancel()
+		running.Wait()
+		_ = journal.Close()
+	})
+	return &labAgent{agent, network.LocalAddr(), stop}, nil
+}
+
+func (l *orderLab) stop() {
+	for _, a := range l.agents {
+		a.stop()
+	}
+}
+
+// linked reports whether every agent knows all others.
+func (l *orderLab) linked() bool {
+	for _, a := range l.agents {
+		peers, err := a.agent.Peers(context.Background())
+		if err != nil || len(peers) < len(l.agents)-1 {
+			return false
+		}
+	}
+	return true
+}
+
+// soon polls until something is true.
+func soon(what string, is func() bool) error {
+	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+		if is() {
+			return nil
+		}
+	}
+	return fmt.Errorf("after 20 s there is no %s", what)
+}
+
+type labKey struct{}
+
+func labOf(ts *testscript.TestScript) *orderLab { return ts.Value(labKey{}).(*orderLab) }
+
+// TestOrder runs scripts against three agents: web1, web2 and db1. $PEER is the
+// address of web1, $PEER2 that of web2.
+func TestOrder(t *testing.T) {
+	testscript.Run(t, testscript.Params{Dir: "testdata/order",
+		Setup: func(e *testscript.Env) error {
+			config := filepath.Join(e.WorkDir, "config")
+			l, err := newOrderLab(filepath.Join(e.WorkDir, "agents"), config, "web1", "web2", "db1")
+			if l != nil {
+				e.Defer(l.stop)
+			}
+			if err != nil {
+				return err
+			}
+			e.Values[labKey{}] = l
+			runtime, err := os.MkdirTemp("", "order") // a socket's path must be short
+			if err != nil {
+				return err
+			}
+			e.Defer(func() { _ = os.RemoveAll(runtime) })
+			e.Setenv("MUSTER_CONFIG", config)
+			e.Setenv("XDG_RUNTIME_DIR", runtime)
+			e.Setenv("SESSIONS", runtime)
+			e.Setenv("ELSEWHERE", filepath.Join(runtime, "elsewhere"))
+			e.Setenv("PEER", l.agents["web1"].addr)
+			e.Setenv("PEER2", l.agents["web2"].addr)
+			return soon("link between all agents", l.linked)
+		},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			// in STATE waits until all agents that run are in a state.
+			"in": func(ts *testscript.TestScript, _ bool, args []string) {
+				ts.Check(soon("agreement on "+args[0], func() bool {
+					for _, a := range labOf(ts).agents {
+						if a.agent.Status().State.String() != args[0] {
+							return false
+						}
+					}
+					return true
+				}))
+			},
+			// down NAME stops an agent.
+			"down": func(ts *testscript.TestScript, _ bool, args []string) {
+				l := labOf(ts)
+				l.agents[args[0]].stop()
+				delete(l.agents, args[0])
+			},
+			// session waits until a session is open.
+			"session": func(ts *testscript.TestScript, _ bool, _ []string) {
+				ts.Check(soon("session", func() bool {
+					found, err := filepath.Glob(filepath.Join(ts.Getenv("XDG_RUNTIME_DIR"), "muster", "*.sock"))
+					if err != nil || len(found) != 1 {
+						return false
+					}
+					g := participant.JoinSession(found[0])
+					if g == nil {
+						return false
+					}
+					_, err = g.Holding(context.Background())
+					return err == nil
+				}))
+			},
+		},
+	})
+}
+
+func TestSplitWords(t *testing.T) {
+	for line, want := range map[string][]string{
+		"":                         nil,
+		"  run  uptime ":           {"run", "uptime"},
+		`run echo 'a  b' "c d"e`:   {"run", "echo", "a  b", "c de"},
+		`run echo "" a\ b '\'`:     {"run", "echo", "", "a b", `\`},
+		`on 'role=web and x' sh x`: {"on", "role=web and x", "sh", "x"},
+	} {
+		got, starts, err := splitWords(line)
+		if err != nil || !reflect.DeepEqual(got, want) || len(starts) != len(got) {
+			t.Errorf("%q: got %q at %v (%v), want %q", line, got, starts, err, want)
+		}
+	}
+	for _, line := range []string{`"a`, `'a`, `a\`} {
+		if got, _, err := splitWords(line); err == nil {
+			t.Errorf("%q: got %q, want an error", line, got)
+		}
+	}
+}
+
+func FuzzSplitWords(f *testing.F) {
+	f.Add(`on 'role=web' sh echo "a b" \c`)
+	f.Fuzz(func(t *testing.T, line string) {
+		words, starts, err := splitWords(line)
+		if err != nil {
+			return
+		}
+		if len(words) != len(starts) {
+			t.Fatalf("%q: %d words at %d places", line, len(words), len(starts))
+		}
+		for i, at := range starts {
+			if at < 0 || at >= len(line) || i > 0 && at <= starts[i-1] {
+				t.Fatalf("%q: word %d at %d", line, i, at)
+			}
+		}
+	})
+}
+
+func TestSessionQuestions(t *testing.T) {
+	s := &session{}
+	for line, want := range map[string]onsite.Script{
+		"run uname -a":                     {Argv: []string{"uname", "-a"}},
+		"on bash sh echo '$HOME' | cat":    {Script: "echo '$HOME' | cat"},
+		`on "x or y" run echo "two words"`: {Argv: []string{"echo", "two words"}},
+	} {
+		words, starts, err := splitWords(line)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, q, err := s.question(line, words, starts)
+		if err != nil || len(q.args) != 1 {
+			t.Errorf("%s: %v, %v", line, q, err)
+			continue
+		}
+		got, err := onsite.DecodeScript(q.args[0])
+		if err != nil || strings.Join(got.Argv, "|") != strings.Join(want.Argv, "|") || got.Script != want.Script {
+			t.Errorf("%s: got %+v (%v), want %+v", line, got, err, want)
+		}
+	}
+	for _, line := range []string{"on x", "rum x", "run", "query nothing", "on ( run x", "query put", "query logs a b", "query logs a 0"} {
+		words, starts, err := splitWords(line)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, q, err := s.question(line, words, starts); exitCode(err) != ExitUsage {
+			t.Errorf("%s: %v, %v", line, q, err)
+		}
+	}
+}
+
+func TestAnswerCodes(t *testing.T) {
+	answer := func(c order.Code) memberAnswer {
+		return memberAnswer{who: participant.Who{Code: c}, failed: c != order.OK}
+	}
+	ok := []memberAnswer{answer(order.OK)}
+	for _, test := range []struct {
+		all    []memberAnswer
+		absent order.Code
+		target string
+		want   int
+	}{
+		{ok, order.NotSelected, "", ExitOK},
+		{ok, order.Clock, "", ExitFailed},
+		{ok, order.Clock, "role=web", ExitFailed},
+		{ok, order.NoAnswer, "", ExitFailed},
+		{ok, order.NoAnswer, "we*", ExitFailed},
+		{ok, order.NoAnswer, "db1", ExitOK},
+		{ok, order.NoAnswer, "role=web", ExitOK},
+		{[]memberAnswer{answer(order.OK), answer(order.Failed)}, order.NotSelected, "", ExitFailed},
+		{[]memberAnswer{answer(order.OK), answer(order.Late)}, order.NotSelected, "", ExitPending},
+		{[]memberAnswer{answer(order.Denied)}, order.NotSelected, "", ExitDenied},
+		{[]memberAnswer{answer(order.Denied), answer(order.OK)}, order.NotSelected, "", ExitFailed},
+	} {
+		missed := missing([]participant.Who{{Name: "web1", Code: test.absent}}, test.target)
+		if got := answerCode(test.all, missed); got != test.want {
+			t.Errorf("%v, %v, %q: got %d, want %d", test.all, test.absent, test.target, got, test.want)
+		}
+	}
+}
+
+func TestChanges(t *testing.T) {
+	known := map[string]neighbour{}
+	step := func(now ...neighbour) string {
+		var all []string
+		for _, c := range changes(known, now) {
+			all = append(all, c.Node+" "+c.text())
+		}
+		return strings.Join(all, ", ")
+	}
+	idle := neighbour{Name: "a", ID: "1", State: "idle"}
+	called, locked := idle, idle
+	called.State, called.Order = "call", "0123456789abcdef"
+	locked.State, locked.Order, locked.Holder = "order", "0123456789abcdef", "ada"
+	op := neighbour{Name: "ada", ID: "9", State: "caller"}
+	for _, s := range []struct {
+		now  []neighbour
+		want string
+	}{
+		{[]neighbour{{ID: "1", State: "idle"}}, ""},
+		{[]neighbour{idle}, "a up"},
+		{[]neighbour{idle}, ""},
+		{[]neighbour{called, op}, "a called order 0123456789ab, ada operator up"},
+		{[]neighbour{locked, op}, "a locked order 0123456789ab of ada"},
+		{[]neighbour{idle}, "a freed order 0123456789ab of ada, ada operator down"},
+		{nil, "a down"},
+		{[]neighbour{locked}, "a up, a locked order 0123456789ab of ada"},
+	} {
+		if got := step(s.now...); got != s.want {
+			t.Errorf("got %q, want %q", got, s.want)
+		}
+	}
+}
+
+func TestUnseen(t *testing.T) {
+	a, b, op := neighbour{Name: "a", State: "idle"}, neighbour{Name: "b", State: "order", Reaches: 1}, neighbour{Name: "op", State: "caller", Reaches: 9}
+	three := neighbour{Name: "c", State: "idle", Reaches: 3}
+	for _, test := range []struct {
+		all  []neighbour
+		want string
+	}{
+		{[]neighbour{a, op}, ""},
+		{[]neighbour{b, op}, "b has 1 neighbour that is not shown; it takes part all the same"},
+		{[]neighbour{a, b}, ""},
+		{[]neighbour{three}, "c has 3 neighbours that are not shown; they take part all the same"},
+		{[]neighbour{b, three}, "c has 2 neighbours that are not shown; they take part all the same"},
+	} {
+		if got := unseen(test.all); got != test.want {
+			t.Errorf("got %q, want %q", got, test.want)
+		}
+	}
+}
+
+func TestFileNamesOfMachinesStayInTheFolder(t *testing.T) {
+	dir := t.TempDir()
+	for _, name := range []string{"..", ".", "../x", "/etc", "a\x00b"} {
+		m := memberAnswer{Node: name, ID: "01"}
+		to, err := saveFile(dir, m, "/etc/passwd")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if rel, err := filepath.Rel(dir, to); err != nil || strings.HasPrefix(rel, "../") || filepath.Dir(rel) == "." {
+			t.Errorf("%q is written to %s", name, to)
+		}
+	}
+}
+
+func TestCtrlCAtThePromptLeavesAndDuringACommandStopsWaiting(t *testing.T) {
+	p := &prompt{interrupts: make(chan struct{}, 1), next: make(chan struct{}, 1)}
+	read := func() (string, error) {
+		b := make([]byte, 10)
+		n, err := (&keyboard{in: strings.NewReader("ab\x03"), interrupted: p.interrupt}).Read(b)
+		return string(b[:n]), err
+	}
+	if got, err := read(); got != "ab\x15" || err != nil || len(p.interrupts) != 1 {
+		t.Errorf("during a command: %q, %v, %d interrupts", got, err, len(p.interrupts))
+	}
+	p.ready()
+	if len(p.interrupts) != 0 {
+		t.Error("an interrupt that came too late is kept")
+	}
+	if got, err := read(); err != io.EOF || len(p.interrupts) != 0 {
+		t.Errorf("at the prompt: %q, %v, %d interrupts", got, err, len(p.interrupts))
+	}
+}
