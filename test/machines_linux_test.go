@@ -23,6 +23,7 @@ type machines struct {
 	t      *testing.T
 	lab    *hosts.Lab
 	broker string            // address of h1
+	spare  string            // address for which the broker's certificate is good, too; empty if there is none
 	want   map[string]string // by node, what its commands have to have written into ran
 }
 
@@ -38,7 +39,7 @@ func TestMachines(t *testing.T) {
 	}
 	lab := hosts.Up(t, 4)
 	m := &machines{t: t, lab: lab, broker: lab.Address("h1"), want: map[string]string{}}
-	t.Cleanup(func() { m.explain(t) })
+	t.Cleanup(func() { m.explain(t, "h1", "h2", "h3") })
 	m.install(exe)
 	// One after the other, on the fleet as the one before left it.
 	for _, step := range []struct {
@@ -78,7 +79,11 @@ func (m *machines) install(exe string) {
 	m.lab.Push("all", exe, "/usr/bin/muster")
 	m.lab.Push("h1", "../packaging/muster-broker.service", "/usr/lib/systemd/system/")
 	m.lab.Push("h1", "../packaging/muster.sysusers", "/usr/lib/sysusers.d/muster.conf")
-	m.shell("h1", strings.ReplaceAll(block(m.t, page, "# on the machine of the broker"), "broker.example.net", m.broker))
+	addresses := m.broker
+	if m.spare != "" {
+		addresses += " --host " + m.spare
+	}
+	m.shell("h1", strings.ReplaceAll(block(m.t, page, "# on the machine of the broker"), "broker.example.net", addresses))
 	m.await("the broker is ready", func() bool { return strings.Contains(m.lab.Logs("h1", "-u", "muster-broker"), "ready at") })
 
 	join := block(m.t, page, "# on a node")
@@ -346,11 +351,11 @@ func (m *machines) await(what string, holds func() bool) {
 }
 
 // explain shows what the daemons logged when the test has failed.
-func (m *machines) explain(t *testing.T) {
+func (m *machines) explain(t *testing.T, hosts ...string) {
 	if !t.Failed() {
 		return
 	}
-	for _, host := range []string{"h1", "h2", "h3"} {
+	for _, host := range hosts {
 		logs, err := m.lab.Run("logs", host, "-u", "muster-*", "-n", "60", "-o", "short-precise")
 		var exit *exec.ExitError
 		if err != nil && !errors.As(err, &exit) {

@@ -191,6 +191,35 @@ func TestRetries(t *testing.T) {
 	})
 }
 
+// While somebody else has the node, commands are accepted and wait, over a
+// restart of the agent too; their deadlines pass.
+func TestPause(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		w := newWorld(t)
+		p := &probe{name: "test.probe"}
+		n := w.node("n1", p)
+		time.Sleep(time.Second)
+		n.pause("somebody has it")
+		r := w.send("test.probe", "a", nil, "n1")
+		short := w.send("test.probe", "late", func(r *client.Request) { r.Deadline = time.Now().Add(10 * time.Minute) }, "n1")
+		time.Sleep(time.Minute)
+		if s := w.expect(r, "n1", muster.Accepted); s.Reason != "somebody has it" {
+			t.Errorf("accepted because of %q", s.Reason)
+		}
+		n.stop()
+		n.start()
+		time.Sleep(time.Hour)
+		w.expect(r, "n1", muster.Accepted)
+		w.expect(short, "n1", muster.Expired)
+		n.pause("")
+		time.Sleep(time.Second)
+		w.expect(r, "n1", muster.Done)
+		if got := p.runs(); !slices.Equal(got, []string{"a"}) {
+			t.Errorf("ran %v", got)
+		}
+	})
+}
+
 // An agent that is stopped and started again keeps what it had accepted.
 func TestAgentRestart(t *testing.T) {
 	inBubble(t, func(t *testing.T) {

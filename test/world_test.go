@@ -10,6 +10,7 @@ import (
 	"runtime"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -224,16 +225,18 @@ func (p *probe) runs() []string {
 
 // A node is an agent that a test starts and stops.
 type node struct {
-	w      *world
-	name   muster.NodeName
-	link   *link
-	policy *aaa.Policy
-	probes []*probe
-	stop   func()
+	w       *world
+	name    muster.NodeName
+	link    *link
+	policy  *aaa.Policy
+	probes  []*probe
+	stop    func()
+	paused  atomic.Pointer[string]
+	repause chan struct{}
 }
 
 func (w *world) node(name muster.NodeName, probes ...*probe) *node {
-	n := &node{w: w, name: name, link: w.newLink(), policy: aaa.AllowAll(), probes: probes}
+	n := &node{w: w, name: name, link: w.newLink(), policy: aaa.AllowAll(), probes: probes, repause: make(chan struct{}, 1)}
 	n.start()
 	w.t.Cleanup(func() { n.stop() })
 	return n
@@ -257,6 +260,7 @@ func (n *node) start() {
 		Node: n.name, Fleet: fleet, Version: "test", Registry: registry, Verifier: verifier,
 		StateDir: filepath.Join(n.w.dir, string(n.name)),
 		Policy:   func() *aaa.Policy { return n.policy },
+		Paused:   n.whyPaused, Repause: n.repause,
 		Dial: func(ctx context.Context) (*bus.Conn, error) {
 			return bus.Dial(ctx, bus.Options{InProcess: n.link, Inbox: bus.NodeInbox(n.name)})
 		},
@@ -273,6 +277,19 @@ func (n *node) start() {
 			n.w.t.Errorf("agent %s: %v", n.name, err)
 		}
 	})
+}
+
+// pause keeps the node from beginning runs, or with an empty reason no more.
+func (n *node) pause(reason string) {
+	n.paused.Store(&reason)
+	n.repause <- struct{}{}
+}
+
+func (n *node) whyPaused() string {
+	if reason := n.paused.Load(); reason != nil {
+		return *reason
+	}
+	return ""
 }
 
 // send sends one command of a method to the nodes.

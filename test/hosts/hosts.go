@@ -161,6 +161,10 @@ func (l *Lab) Address(host string) string {
 	return strings.TrimSpace(l.must("addr", host))
 }
 
+// Namespace returns the file of the network namespace that the hosts' bridge is in,
+// which sees all that they send.
+func (l *Lab) Namespace() string { return "/run/netns/" + l.name + "-net" }
+
 // Logs returns a host's journal, also of one that is down.
 func (l *Lab) Logs(host string, args ...string) string {
 	l.t.Helper()

@@ -35,6 +35,8 @@ type Lab struct {
 	// Service stands beside a broker that is a nats-server; nil for one that is
 	// muster's own.
 	Service *Process
+	// AgentArgs are further arguments of the agents that are added from now on.
+	AgentArgs []string
 }
 
 // A Node is an agent with a link of its own to the broker.
@@ -102,7 +104,8 @@ func freePort() (int, error) {
 func (l *Lab) Environment() []string {
 	keep := []string{"PATH=" + os.Getenv("PATH"), "NO_COLOR=1", "LANG=C.UTF-8"}
 	return append(keep, "HOME="+l.Dir,
-		"XDG_CONFIG_HOME="+filepath.Join(l.Dir, "config"), "XDG_STATE_HOME="+filepath.Join(l.Dir, "state"))
+		"XDG_CONFIG_HOME="+filepath.Join(l.Dir, "config"), "XDG_STATE_HOME="+filepath.Join(l.Dir, "state"),
+		"XDG_RUNTIME_DIR="+filepath.Join(l.Dir, "run"))
 }
 
 // Muster prepares a run of the program with the lab's context.
@@ -127,7 +130,7 @@ func (l *Lab) AddNode(ctx context.Context, name muster.NodeName) (*Node, error) 
 	if err != nil {
 		return nil, fmt.Errorf("muster node invite: %w\n%s", err, complaint.Bytes())
 	}
-	n.Process = l.process(string(name), "agent", "--state", n.Dir, "--join", "-", "--broker", "nats://"+link.Addr())
+	n.Process = l.process(string(name), append([]string{"agent", "--state", n.Dir, "--join", "-", "--broker", "nats://" + link.Addr()}, l.AgentArgs...)...)
 	n.Process.stdin = string(token)
 	l.Nodes = append(l.Nodes, n)
 	return n, n.Start()
