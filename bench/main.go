@@ -52,7 +52,7 @@ func run(ctx context.Context, exe string) error {
 	}
 	defer os.RemoveAll(dir)
 	fmt.Printf("# Results\n\n%s\n", machine())
-	for _, part := range []func(context.Context, string, string) error{latency, throughput, catchUp, memory, many, orders} {
+	for _, part := range []func(context.Context, string, string) error{latency, throughput, catchUp, memory, many, orders, scale} {
 		if err := part(ctx, exe, dir); err != nil {
 			return err
 		}

@@ -72,6 +72,24 @@ func orders(ctx context.Context, exe, dir string) error {
 	return nil
 }
 
+// scale prints how waves grow with the number of agents, as the simulator of the
+// protocol has it. It is a test of its package, since the simulator is.
+func scale(ctx context.Context, _, _ string) error {
+	cmd := exec.CommandContext(ctx, "go", "test", "-count=1", "-v", "-run", "TestScale$", "./internal/order")
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("simulate waves: %w\n%s", err, out)
+	}
+	fmt.Printf("\n## Waves in simulation, 2.3 ms a hop\n\n")
+	for line := range strings.Lines(string(out)) {
+		if _, figures, found := strings.Cut(line, ".go:"); found {
+			_, figures, _ = strings.Cut(figures, ": ")
+			fmt.Printf("- %s", figures)
+		}
+	}
+	return nil
+}
+
 // A segment is a bridge in a namespace, and namespaces linked to it.
 type segment struct {
 	dir, exe, scout, prefix string
