@@ -328,16 +328,17 @@ func TestGarbageMakesNobodyDeaf(t *testing.T) {
 			}
 		})
 	}
-	a.waitUntil(t, "enough was thrown", func() bool { return thrown.Load() > 20_000 })
+	// The throwers are not in step: on a fast machine the frames are through before
+	// there were enough connections for one to be refused.
+	b.waitUntil(t, "enough was thrown, of all kinds", func() bool {
+		d := b.Counters().Dropped
+		return thrown.Load() > 20_000 && d[Forged] > 0 && d[Malformed] > 0 && d[Rationed] > 0 && d[Refused] > 0
+	})
 	cancel()
 	for range throwers {
 		<-done
 	}
-	n := b.Counters()
-	t.Logf("%d thrown; %+v", thrown.Load(), n)
-	if n.Dropped[Forged] == 0 || n.Dropped[Malformed] == 0 || n.Dropped[Rationed] == 0 || n.Dropped[Refused] == 0 {
-		t.Errorf("not all kinds of garbage came: %+v", n)
-	}
+	t.Logf("%d thrown; %+v", thrown.Load(), b.Counters())
 }
 
 // TestNewcomersGetInByTCP: forged datagrams in the name of somebody who is not
