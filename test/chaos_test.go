@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -374,9 +375,10 @@ func (c *campaign) judge() {
 
 // readAudit notes what a node allowed, and checks the chain of its decisions.
 func (c *campaign) readAudit(n *lab.Node, decided map[muster.Key]bool) {
-	data, err := os.ReadFile(filepath.Join(n.Dir, "audit.log"))
+	data, err := auditLines(n)
 	if err == nil {
-		_, err = aaa.VerifyAudit(bytes.NewReader(data))
+		var chain aaa.AuditCheck
+		err = chain.Read(bytes.NewReader(data))
 	}
 	if err != nil {
 		c.t.Errorf("audit log of %s: %v", n.Name, err)
@@ -389,11 +391,30 @@ func (c *campaign) readAudit(n *lab.Node, decided map[muster.Key]bool) {
 	}
 }
 
+// auditLines returns what is in the files of a node's audit log, the oldest
+// first.
+func auditLines(n *lab.Node) ([]byte, error) {
+	older, err := filepath.Glob(filepath.Join(n.Dir, "audit.log.[0-9]"))
+	if err != nil {
+		return nil, err
+	}
+	slices.Reverse(older)
+	var all []byte
+	for _, name := range append(older, filepath.Join(n.Dir, "audit.log")) {
+		data, err := os.ReadFile(name)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, data...)
+	}
+	return all, nil
+}
+
 // compareEvents waits until each line of the audit logs is an event.
 func (c *campaign) compareEvents() {
 	missing := make(map[string]bool)
 	for _, n := range c.lab.Nodes {
-		data, _ := os.ReadFile(filepath.Join(n.Dir, "audit.log")) // readAudit has complained
+		data, _ := auditLines(n) // readAudit has complained
 		for line := range strings.Lines(string(data)) {
 			missing[strings.TrimSuffix(line, "\n")] = true
 		}

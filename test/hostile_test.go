@@ -69,7 +69,7 @@ func (n *node) audit() []aaa.Record {
 	if err != nil {
 		n.w.t.Fatal(err)
 	}
-	if _, err := aaa.VerifyAudit(strings.NewReader(string(data))); err != nil {
+	if err := new(aaa.AuditCheck).Read(strings.NewReader(string(data))); err != nil {
 		n.w.t.Errorf("audit log: %v", err)
 	}
 	var all []aaa.Record

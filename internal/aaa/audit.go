@@ -127,49 +127,70 @@ func note(m map[string]any) json.RawMessage {
 	return data
 }
 
-// VerifyAudit checks the chain of an audit log from its first line on. It
-// returns the number of lines that are in order. The error names the first one
-// that is not; it has kind Corrupt, or Unavailable when reading failed.
-func VerifyAudit(log io.Reader) (lines int, err error) {
-	lines, _, err = VerifyAuditFrom(log, [sha256.Size]byte{})
-	return lines, err
+// An AuditCheck follows the chain through the files of an audit log, which are
+// given to Read one after the other, the oldest first.
+type AuditCheck struct {
+	Lines       int  // that are in order so far
+	Whole       bool // the first of them is the first of the log; else older files are missing
+	First, Last time.Time
+	Each        func(hash [sha256.Size]byte, r Record) // told of each line that is in order; may be nil
+
+	prev [sha256.Size]byte
 }
 
-// VerifyAuditFrom is VerifyAudit for a log that continues another one, whose
-// last line has the hash prev. It returns the hash of the last line that is in
-// order, too.
-func VerifyAuditFrom(log io.Reader, prev [sha256.Size]byte) (lines int, last [sha256.Size]byte, err error) {
+// Read checks the lines of one file. The error names the first one of this file
+// that is not in order; it has kind Corrupt, or Unavailable when reading
+// failed. What follows that line is not looked at.
+func (c *AuditCheck) Read(log io.Reader) error {
 	r := bufio.NewReaderSize(log, MaxAuditLine)
-	for {
+	for n := 1; ; n++ {
 		line, err := r.ReadSlice('\n')
 		switch {
 		case errors.Is(err, io.EOF) && len(line) == 0:
-			return lines, prev, nil
+			return nil
 		case errors.Is(err, io.EOF):
-			return lines, prev, muster.Errorf(muster.Corrupt, "audit line %d is incomplete", lines+1).
+			return muster.Errorf(muster.Corrupt, "audit line %d is incomplete", n).
 				WithHint("the node stopped while it wrote, or the end was cut off")
 		case errors.Is(err, bufio.ErrBufferFull):
-			return lines, prev, muster.Errorf(muster.Corrupt, "audit line %d is longer than %d bytes", lines+1, MaxAuditLine)
+			return muster.Errorf(muster.Corrupt, "audit line %d is longer than %d bytes", n, MaxAuditLine)
 		case err != nil:
-			return lines, prev, muster.Errorf(muster.Unavailable, "read audit line %d: %w", lines+1, err)
+			return muster.Errorf(muster.Unavailable, "read audit line %d: %w", n, err)
 		}
-		if err := checkLink(line, prev); err != nil {
-			return lines, prev, muster.Errorf(muster.Corrupt, "audit line %d %w", lines+1, err)
+		if err := c.take(line); err != nil {
+			return muster.Errorf(muster.Corrupt, "audit line %d %w", n, err)
 		}
-		prev = AuditHash(line)
-		lines++
 	}
+}
+
+func (c *AuditCheck) take(line []byte) error {
+	r, prev, err := ReadAuditLine(line)
+	if err != nil {
+		return err
+	}
+	if c.Lines == 0 {
+		c.Whole, c.First = prev == [sha256.Size]byte{}, r.Time
+	} else if prev != c.prev {
+		return muster.Errorf(muster.Corrupt, "does not follow from the line before: it was changed, or lines were removed or inserted")
+	}
+	c.prev, c.Last = AuditHash(line), r.Time
+	c.Lines++
+	if c.Each != nil {
+		c.Each(c.prev, r)
+	}
+	return nil
 }
 
 var recordShape = shapeOf[Record]()
 
-func checkLink(line []byte, prev [sha256.Size]byte) error {
-	var r Record
+// ReadAuditLine reads a line, with or without its line break, and the hash of
+// the one before it. An error has kind Corrupt.
+func ReadAuditLine(line []byte) (r Record, prev [sha256.Size]byte, err error) {
 	if err := decodeStrict(line, recordShape, &r); err != nil {
-		return muster.Errorf(muster.Corrupt, "is no audit record: %w", err)
+		return Record{}, prev, muster.Errorf(muster.Corrupt, "is no audit record: %w", err)
 	}
-	if r.Prev != hex.EncodeToString(prev[:]) {
-		return muster.Errorf(muster.Corrupt, "does not follow from the line before: it was changed, or lines were removed or inserted")
+	hash, err := hex.DecodeString(r.Prev)
+	if err != nil || len(hash) != len(prev) {
+		return Record{}, prev, muster.Errorf(muster.Corrupt, "is no audit record: %q is not the hash of a line", clip(r.Prev, maxAuditText))
 	}
-	return nil
+	return r, [sha256.Size]byte(hash), nil
 }

@@ -86,68 +86,81 @@ func TestAuditLineIsBounded(t *testing.T) {
 	if len(line) >= MaxAuditLine || bytes.Count(line, []byte("\n")) != 1 {
 		t.Errorf("line has %d bytes and %d line breaks", len(line), bytes.Count(line, []byte("\n")))
 	}
-	if n, err := VerifyAudit(bytes.NewReader(line)); n != 1 || err != nil {
-		t.Errorf("VerifyAudit = %d, %v", n, err)
+	var c AuditCheck
+	if err := c.Read(bytes.NewReader(line)); c.Lines != 1 || err != nil {
+		t.Errorf("%d lines, %v", c.Lines, err)
 	}
 }
 
-func TestVerifyAudit(t *testing.T) {
+func TestAuditCheck(t *testing.T) {
 	join := func(lines ...[]byte) string { return string(bytes.Join(lines, nil)) }
 	l := testLog(4)
 	changed := bytes.Replace(l[1], []byte("alice"), []byte("mallo"), 1)
 	for _, c := range []struct {
 		name, log string
 		lines     int
+		whole     bool
 		want      string
 	}{
-		{"empty", "", 0, ""},
-		{"whole", join(l...), 4, ""},
-		{"changed", join(l[0], changed, l[2], l[3]), 2, "line 3 does not follow"},
-		{"removed", join(l[0], l[2], l[3]), 1, "line 2 does not follow"},
-		{"first removed", join(l[1:]...), 0, "line 1 does not follow"},
-		{"swapped", join(l[0], l[2], l[1], l[3]), 1, "line 2 does not follow"},
-		{"repeated", join(l[0], l[0]), 1, "line 2 does not follow"},
-		{"cut", join(l[0], l[1][:50]), 1, "line 2 is incomplete"},
-		{"no record", join(l[0], []byte("{}\n")), 1, "line 2 does not follow"},
-		{"no JSON", join(l[0], []byte("x\n")), 1, "line 2 is no audit record"},
-		{"empty line", join(l[0], []byte("\n")), 1, "line 2 is no audit record"},
-		{"prev twice", join(l[0], bytes.Replace(l[1], []byte(`{`), []byte(`{"prev":"x",`), 1)), 1, "line 2 is no audit record"},
-		{"long line", join(l[0], bytes.Repeat([]byte("x"), MaxAuditLine+1)), 1, "line 2 is longer"},
+		{"empty", "", 0, false, ""},
+		{"whole", join(l...), 4, true, ""},
+		{"changed", join(l[0], changed, l[2], l[3]), 2, true, "line 3 does not follow"},
+		{"removed", join(l[0], l[2], l[3]), 1, true, "line 2 does not follow"},
+		{"first removed", join(l[1:]...), 3, false, ""},
+		{"swapped", join(l[0], l[2], l[1], l[3]), 1, true, "line 2 does not follow"},
+		{"repeated", join(l[0], l[0]), 1, true, "line 2 does not follow"},
+		{"cut", join(l[0], l[1][:50]), 1, true, "line 2 is incomplete"},
+		{"no record", join(l[0], []byte("{}\n")), 1, true, "line 2 is no audit record"},
+		{"prev is no hash", join(l[0], bytes.Replace(l[1], []byte(`"prev":"`), []byte(`"prev":"00`), 1)), 1, true, "line 2 is no audit record"},
+		{"no JSON", join(l[0], []byte("x\n")), 1, true, "line 2 is no audit record"},
+		{"empty line", join(l[0], []byte("\n")), 1, true, "line 2 is no audit record"},
+		{"prev twice", join(l[0], bytes.Replace(l[1], []byte(`{`), []byte(`{"prev":"x",`), 1)), 1, true, "line 2 is no audit record"},
+		{"long line", join(l[0], bytes.Repeat([]byte("x"), MaxAuditLine+1)), 1, true, "line 2 is longer"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			lines, err := VerifyAudit(iotest.OneByteReader(strings.NewReader(c.log)))
-			if lines != c.lines {
-				t.Errorf("lines = %d; want %d", lines, c.lines)
+			var check AuditCheck
+			err := check.Read(iotest.OneByteReader(strings.NewReader(c.log)))
+			if check.Lines != c.lines || check.Whole != c.whole {
+				t.Errorf("lines = %d, whole %v; want %d, %v", check.Lines, check.Whole, c.lines, c.whole)
 			}
 			checkError(t, err, muster.Corrupt, c.want)
 		})
 	}
-	lines, last, err := VerifyAuditFrom(strings.NewReader(join(l[2:]...)), AuditHash(l[1]))
-	if lines != 2 || err != nil || last != AuditHash(l[3]) {
-		t.Errorf("VerifyAuditFrom = %d, %v; want 2 lines and the last hash", lines, err)
-	}
-	_, err = VerifyAudit(io.MultiReader(bytes.NewReader(l[0]), iotest.ErrReader(errors.New("disk"))))
+	var check AuditCheck
+	err := check.Read(io.MultiReader(bytes.NewReader(l[0]), iotest.ErrReader(errors.New("disk"))))
 	checkError(t, err, muster.Unavailable, "read audit line 2: disk")
 }
 
-func FuzzVerifyAudit(f *testing.F) {
-	f.Add(bytes.Join(testLog(3), nil))
-	f.Fuzz(func(t *testing.T, log []byte) {
-		lines, err := VerifyAudit(bytes.NewReader(log))
-		if n := bytes.Count(log, []byte("\n")); lines > n || err == nil && (lines != n || n == 0 && len(log) > 0) {
-			t.Fatalf("%d lines of %d, error %v", lines, n, err)
+// The chain goes from one file to the next, and a file that is missing between
+// them shows.
+func TestAuditCheckOfFiles(t *testing.T) {
+	l := testLog(6)
+	file := func(from, to int) io.Reader { return bytes.NewReader(bytes.Join(l[from:to], nil)) }
+	var ids []string
+	c := AuditCheck{Each: func(hash [sha256.Size]byte, r Record) {
+		if hash != AuditHash(l[len(ids)]) {
+			t.Errorf("%s came with another line's hash", r.ID)
 		}
-	})
+		ids = append(ids, string(r.ID))
+	}}
+	for _, f := range []io.Reader{file(0, 2), file(2, 2), file(2, 4)} {
+		if err := c.Read(f); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if c.Lines != 4 || !c.Whole || !c.First.Equal(testRecord(0).Time) || !c.Last.Equal(testRecord(3).Time) || len(ids) != 4 {
+		t.Errorf("got %+v, told of %q", c, ids)
+	}
+	checkError(t, c.Read(file(5, 6)), muster.Corrupt, "line 1 does not follow")
 }
 
-func FuzzAuditLine(f *testing.F) {
-	f.Add([]byte(`{"a":{"password":"p"}}`), "a.password", "reason", int64(0))
-	f.Fuzz(func(t *testing.T, in []byte, path, text string, unix int64) {
-		at := time.Unix(unix, 0)
-		line, next := AuditLine([32]byte{}, Record{Time: at, Caller: text, Reason: text, Input: in, Deadline: at}, []string{path})
-		n, last, err := VerifyAuditFrom(bytes.NewReader(line), [32]byte{})
-		if n != 1 || err != nil || last != next || len(line) > MaxAuditLine {
-			t.Fatalf("%d lines, error %v: %s", n, err, line)
+func FuzzAuditCheck(f *testing.F) {
+	f.Add(bytes.Join(testLog(3), nil))
+	f.Fuzz(func(t *testing.T, log []byte) {
+		var c AuditCheck
+		err := c.Read(bytes.NewReader(log))
+		if n := bytes.Count(log, []byte("\n")); c.Lines > n || err == nil && (c.Lines != n || n == 0 && len(log) > 0) {
+			t.Fatalf("%d lines of %d, error %v", c.Lines, n, err)
 		}
 	})
 }

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"os"
 	"strconv"
@@ -22,12 +23,17 @@ import (
 // An auditLog appends to the audit file. Each line holds the hash of the one
 // before, so that a change in the middle shows. The file is also the queue of
 // the events that tell of its lines: how far they were told is noted beside it.
+//
+// When a file is full, and all of it was told, the next one begins, and the
+// chain goes on in it. Some older files are kept for those who look on the node.
 type auditLog struct {
 	path     string
+	limit    int64 // bytes after which the next file begins
 	log      *slog.Logger
 	problems *problems
 	wake     *signal      // a line was written
-	size     atomic.Int64 // of the whole lines
+	size     atomic.Int64 // of the whole lines in the file
+	toldTo   atomic.Int64 // how many of these bytes the broker was told of
 
 	// Owned by the core.
 	file auditFile
@@ -43,6 +49,12 @@ type auditFile interface {
 	Close() error
 }
 
+// Limits of the files: 144 MiB in all, which is some 200,000 decisions.
+const (
+	auditFileSize = 16 << 20
+	auditOldFiles = 8 // audit.log.1 is the newest of them
+)
+
 func openAudit(path string, log *slog.Logger, p *problems) (*auditLog, error) {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR|os.O_APPEND, 0o600)
 	if err != nil {
@@ -57,12 +69,86 @@ func openAudit(path string, log *slog.Logger, p *problems) (*auditLog, error) {
 		_ = f.Close() // the first error counts
 		return nil, muster.Errorf(muster.Unavailable, "read the audit log: %w", err)
 	}
-	a := &auditLog{path: path, log: log, problems: p, wake: newSignal(), file: f}
+	a := &auditLog{path: path, limit: auditFileSize, log: log, problems: p, wake: newSignal(), file: f}
 	a.size.Store(size)
+	a.toldTo.Store(a.readTold())
+	if len(last) == 0 {
+		if last, err = a.lastOfOlder(); err != nil {
+			_ = f.Close() // the first error counts
+			return nil, err
+		}
+	}
 	if len(last) > 0 {
 		a.prev = aaa.AuditHash(last)
 	}
 	return a, nil
+}
+
+// older returns the name of the i-th file before this one.
+func (a *auditLog) older(i int) string { return a.path + "." + strconv.Itoa(i) }
+
+// lastOfOlder returns the last line of the file before this one, which has
+// none yet. There is none before the first.
+func (a *auditLog) lastOfOlder() ([]byte, error) {
+	f, err := os.Open(a.older(1))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, muster.Errorf(muster.Unavailable, "open the older audit log: %w", err)
+	}
+	defer f.Close()
+	last, _, _, err := lastLine(f)
+	if err != nil {
+		return nil, muster.Errorf(muster.Unavailable, "read the older audit log: %w", err)
+	}
+	return last, nil
+}
+
+// turn begins the next file if this one is full and nothing of it is still to
+// be told. A crash at any point leaves files whose chain is whole; at worst
+// lines are told twice.
+func (a *auditLog) turn() error {
+	size := a.size.Load()
+	if size < a.limit || a.toldTo.Load() < size || a.torn {
+		return nil
+	}
+	next, err := os.OpenFile(a.path+".next", os.O_CREATE|os.O_TRUNC|os.O_RDWR|os.O_APPEND, 0o600)
+	if err != nil {
+		return err
+	}
+	err = a.file.Sync()
+	if err == nil {
+		err = remove(a.told())
+	}
+	for i := auditOldFiles; i > 1 && err == nil; i-- {
+		if err = os.Rename(a.older(i-1), a.older(i)); errors.Is(err, fs.ErrNotExist) {
+			err = nil
+		}
+	}
+	if err == nil {
+		err = os.Rename(a.path, a.older(1))
+	}
+	if err == nil {
+		if err = os.Rename(a.path+".next", a.path); err != nil {
+			err = errors.Join(err, os.Rename(a.older(1), a.path))
+		}
+	}
+	if err != nil {
+		return errors.Join(err, next.Close())
+	}
+	old := a.file
+	a.file = next
+	a.size.Store(0)
+	a.toldTo.Store(0)
+	return old.Close()
+}
+
+func remove(path string) error {
+	if err := os.Remove(path); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
 }
 
 // lastLine returns the last whole line, where it ends, and how many bytes of
@@ -106,6 +192,10 @@ func lineEnd(f io.ReaderAt, before int64) (int64, error) {
 // when the line cannot be written; then the node says that it has a problem,
 // and nothing may follow from the decision.
 func (a *auditLog) write(r aaa.Record) bool {
+	if err := a.turn(); err != nil {
+		a.limit += auditFileSize // until it is tried again
+		a.log.Warn("the next audit log could not be begun; this one goes on", "err", err)
+	}
 	line, next := aaa.AuditLine(a.prev, r, nil)
 	if err := a.append(line); err != nil {
 		text := "its audit log cannot be written, and no command is accepted until it can: " + err.Error()
@@ -152,9 +242,9 @@ const (
 // told is the file that notes up to where the lines were published.
 func (a *auditLog) told() string { return a.path + ".told" }
 
-// toldSoFar reads the note. One that is missing or makes no sense tells
+// readTold reads the note. One that is missing or makes no sense tells
 // everything again, which does no harm: a line is known by its hash.
-func (a *auditLog) toldSoFar() int64 {
+func (a *auditLog) readTold() int64 {
 	data, err := os.ReadFile(a.told())
 	if err != nil {
 		return 0
@@ -208,7 +298,8 @@ func auditEvent(node muster.NodeName, line []byte) (e muster.Event, mark string)
 
 // tellAudit publishes the decisions during one session, in their order.
 func (a *Agent) tellAudit(ctx context.Context, conn *bus.Conn, p *bus.Pipeline) {
-	for at := a.audit.toldSoFar(); ctx.Err() == nil; {
+	for ctx.Err() == nil {
+		at := a.audit.toldTo.Load()
 		lines, next, err := a.audit.lines(at)
 		if err == nil && next == at {
 			select {
@@ -228,10 +319,10 @@ func (a *Agent) tellAudit(ctx context.Context, conn *bus.Conn, p *bus.Pipeline) 
 			}
 			continue
 		}
-		at = next
-		if err := replaceFile(a.audit.told(), strconv.AppendInt(nil, at, 10)); err != nil {
+		if err := replaceFile(a.audit.told(), strconv.AppendInt(nil, next, 10)); err != nil {
 			a.log.Debug("an agent that follows will publish decisions again", "err", err)
 		}
+		a.audit.toldTo.Store(next) // last: from here on the core may begin the next file
 	}
 }
 

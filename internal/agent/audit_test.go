@@ -31,18 +31,24 @@ func decision(id string) aaa.Record {
 	return aaa.Record{Time: time.Unix(1, 0), Node: "n", ID: muster.CommandID(id), Caller: "alice", Method: "echo", Verdict: aaa.Allowed}
 }
 
-// verified returns the number of lines of a log whose chain holds.
-func verified(t *testing.T, path string) int {
+// verified returns the number of lines of a log whose chain holds. Its files
+// are given the oldest first.
+func verified(t *testing.T, paths ...string) int {
 	t.Helper()
-	data, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
+	var c aaa.AuditCheck
+	for _, path := range paths {
+		data, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := c.Read(bytes.NewReader(data)); err != nil {
+			t.Errorf("%s, after %d lines: %v", path, c.Lines, err)
+		}
 	}
-	n, err := aaa.VerifyAudit(bytes.NewReader(data))
-	if err != nil {
-		t.Errorf("after %d lines: %v", n, err)
+	if c.Lines > 0 && !c.Whole {
+		t.Errorf("the first line of %s is not the first", paths[0])
 	}
-	return n
+	return c.Lines
 }
 
 // An audit log goes on where it ended, also when a crash has cut its last line
@@ -151,7 +157,7 @@ func TestAuditLinesToTell(t *testing.T) {
 		t.Fatal(err)
 	}
 	marks := make(map[string]bool)
-	at := a.toldSoFar()
+	at := a.toldTo.Load()
 	for batches := 0; ; batches++ {
 		lines, next, err := a.lines(at)
 		if err != nil || len(lines) > auditBatch {
@@ -176,14 +182,14 @@ func TestAuditLinesToTell(t *testing.T) {
 		t.Fatal(err)
 	}
 	b, _ := testAudit(t, path)
-	if got := b.toldSoFar(); got != at {
+	if got := b.toldTo.Load(); got != at {
 		t.Errorf("told so far: got %d, want %d", got, at)
 	}
 	for _, bad := range []string{"", "x", "-1", fmt.Sprint(at + 1)} {
 		if err := os.WriteFile(a.told(), []byte(bad), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if got := b.toldSoFar(); got != 0 {
+		if got := b.readTold(); got != 0 {
 			t.Errorf("note %q: got %d, want to tell all again", bad, got)
 		}
 	}
@@ -208,5 +214,109 @@ func TestAuditLinesOfAStranger(t *testing.T) {
 	}
 	if string(last) != "last" {
 		t.Errorf("the last line is %q", last)
+	}
+}
+
+// tell notes that all was told, as a session does.
+func (a *auditLog) tell(t *testing.T) {
+	t.Helper()
+	if err := replaceFile(a.told(), fmt.Append(nil, a.size.Load())); err != nil {
+		t.Fatal(err)
+	}
+	a.toldTo.Store(a.size.Load())
+}
+
+// A full file is set aside once all of it was told, and the chain goes on in
+// the next, also when the agent starts in between.
+func TestAuditFiles(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "audit.log")
+	a, _ := testAudit(t, path)
+	for i := range 3 {
+		a.write(decision(fmt.Sprint(i)))
+	}
+	a.limit = a.size.Load()
+	a.write(decision("not told yet"))
+	if _, err := os.Stat(a.older(1)); err == nil {
+		t.Fatal("set aside before all was told")
+	}
+	a.tell(t)
+	a.write(decision("first of the second"))
+	if got := verified(t, a.older(1)); got != 4 {
+		t.Errorf("got %d lines in the first file, want 4", got)
+	}
+	if got := verified(t, a.older(1), path); got != 5 || a.toldTo.Load() != 0 || a.readTold() != 0 {
+		t.Errorf("got %d lines, %d bytes told", got, a.toldTo.Load())
+	}
+	if lines, _, err := a.lines(0); err != nil || len(lines) != 1 {
+		t.Errorf("to tell of the second file: %d lines, %v", len(lines), err)
+	}
+
+	a.tell(t)
+	a.limit = 1
+	a.write(decision("first of the third"))
+	if err := os.WriteFile(path, nil, 0o600); err != nil { // as if it ended before its first line
+		t.Fatal(err)
+	}
+	b, _ := testAudit(t, path)
+	b.write(decision("first of the third"))
+	if got := verified(t, b.older(2), b.older(1), path); got != 6 {
+		t.Errorf("got %d lines, want 6", got)
+	}
+	b.limit = 1
+	for range 2 * auditOldFiles {
+		b.tell(t)
+		b.write(decision("next"))
+	}
+	files, err := filepath.Glob(path + ".*")
+	if err != nil || len(files) != auditOldFiles {
+		t.Errorf("%d older files, %v: %q", len(files), err, files)
+	}
+}
+
+// A crash in the middle of setting a file aside breaks no chain and loses no
+// line.
+func TestAuditFilesAfterACrash(t *testing.T) {
+	for name, leave := range map[string]func(a *auditLog) error{
+		"the note is gone":              func(a *auditLog) error { return os.Remove(a.told()) },
+		"between the names":             func(a *auditLog) error { return errors.Join(os.Remove(a.told()), os.Rename(a.path, a.older(1))) },
+		"between them, the note stayed": func(a *auditLog) error { return os.Rename(a.path, a.older(1)) },
+	} {
+		path := filepath.Join(t.TempDir(), "audit.log")
+		a, _ := testAudit(t, path)
+		a.write(decision("1"))
+		a.tell(t)
+		if err := os.WriteFile(path+".next", nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := leave(a); err != nil {
+			t.Fatal(err)
+		}
+		b, _ := testAudit(t, path)
+		b.write(decision("2"))
+		files := []string{path}
+		if _, err := os.Stat(b.older(1)); err == nil {
+			files = []string{b.older(1), path}
+		}
+		if got := verified(t, files...); got != 2 {
+			t.Errorf("%s: got %d lines, want 2", name, got)
+		}
+		if lines, _, err := b.lines(b.toldTo.Load()); err != nil || len(lines) == 0 {
+			t.Errorf("%s: %d lines are told, %v", name, len(lines), err)
+		}
+	}
+}
+
+// When no file can be begun, the old one goes on.
+func TestAuditFileCannotBeBegun(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "audit.log")
+	a, _ := testAudit(t, path)
+	a.write(decision("1"))
+	a.tell(t)
+	a.limit = 1
+	if err := os.MkdirAll(path+".next/in the way", 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if !a.write(decision("2")) || !a.write(decision("3")) || verified(t, path) != 3 {
+		t.Error("the old file does not go on")
 	}
 }
