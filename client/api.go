@@ -123,9 +123,10 @@ type Event = muster.Event
 
 // An EventQuery chooses events.
 type EventQuery struct {
-	Type   string    // empty for all
-	Since  time.Time // only what was stored later; zero for all
-	Follow bool      // also what happens until ctx ends
+	Type   string          // empty for all
+	Node   muster.NodeName // empty for all
+	Since  time.Time       // only what was stored later; zero for all
+	Follow bool            // also what happens until ctx ends
 }
 
 // A DeadLetter is a message that a node could not take for a command. It can

@@ -24,8 +24,13 @@ func (c *Client) Events(ctx context.Context, query EventQuery, handle func(Event
 	if strings.ContainsAny(query.Type, ".*> ") {
 		return muster.Errorf(muster.Invalid, "%q is no type of events", query.Type)
 	}
+	if query.Node != "" {
+		if err := query.Node.Validate(); err != nil {
+			return err
+		}
+	}
 	return c.with(ctx, func(conn *bus.Conn) error {
-		filter := conn.Subjects().Event(cmp.Or(query.Type, "*"), ">")
+		filter := conn.Subjects().Event(cmp.Or(query.Type, "*"), cmp.Or(query.Node, ">"))
 		q := bus.Query{Stream: bus.StreamHistory, Since: query.Since, Filters: []string{filter}}
 		read := conn.Read
 		if query.Follow {

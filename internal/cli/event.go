@@ -19,10 +19,10 @@ func (p *program) eventCommand() *cobra.Command {
 journal-unreadable (the node lost what it knew of its commands) or orphans
 (processes of an interrupted command could not be ended).
 
-Each decision of a node is an event of the type audit, with the line of its audit
-log. These are many, and only shown with --type audit.`,
+Each decision of a node is an event, too, of the type audit. These are many, and
+only shown with --type audit; 'muster audit' knows more of them.`,
 		Example: `  muster event ls --since 1h
-  muster event ls --type audit -o jsonl
+  muster event ls --node web1 --since 7d -o jsonl
   muster event follow`,
 	})
 	cmd.AddCommand(p.eventList(), p.eventFollow())
@@ -31,7 +31,7 @@ log. These are many, and only shown with --type audit.`,
 
 func (p *program) eventList() *cobra.Command {
 	since := durationFlag(24 * time.Hour)
-	var kind string
+	var kind, node string
 	cmd := &cobra.Command{
 		Use:     "ls",
 		Aliases: []string{"list"},
@@ -43,7 +43,7 @@ func (p *program) eventList() *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return p.ask(cmd.Context(), func(ctx context.Context, c SDK) error {
 				var all []client.Event
-				err := events(ctx, c, client.EventQuery{Type: kind, Since: p.since(since)}, func(e client.Event) error {
+				err := events(ctx, c, client.EventQuery{Type: kind, Node: muster.NodeName(node), Since: p.since(since)}, func(e client.Event) error {
 					all = append(all, e)
 					return nil
 				})
@@ -65,8 +65,15 @@ func (p *program) eventList() *cobra.Command {
 		},
 	}
 	cmd.Flags().Var(&since, "since", "only those of the last `duration`, such as 90m or 7d; 0 is all that is kept")
-	cmd.Flags().StringVar(&kind, "type", "", "only of this `type`, such as audit")
+	cmd.Flags().StringVar(&kind, "type", "", "only of this `type`, such as orphans")
+	p.nodeFlag(cmd, &node)
 	return cmd
+}
+
+// nodeFlag adds the flag that chooses one node.
+func (p *program) nodeFlag(cmd *cobra.Command, node *string) {
+	cmd.Flags().StringVar(node, "node", "", "only of the node of this `name`")
+	_ = cmd.RegisterFlagCompletionFunc("node", p.completeNodes) // fails only for a flag that is not there
 }
 
 // events leaves out decisions unless they are asked for: they would hide the
@@ -82,7 +89,7 @@ func events(ctx context.Context, c SDK, q client.EventQuery, handle func(client.
 
 func (p *program) eventFollow() *cobra.Command {
 	var since durationFlag
-	var kind string
+	var kind, node string
 	cmd := &cobra.Command{
 		Use:   "follow",
 		Short: "Print events when they happen",
@@ -99,7 +106,7 @@ line of JSON.`,
 				}
 				seen := map[eventKey]bool{}
 				return p.keepFollowing(ctx, from, func(from time.Time) error {
-					return events(ctx, c, client.EventQuery{Type: kind, Since: from, Follow: true}, func(e client.Event) error {
+					return events(ctx, c, client.EventQuery{Type: kind, Node: muster.NodeName(node), Since: from, Follow: true}, func(e client.Event) error {
 						key := eventKey{e.Node, e.Type, e.Time.UnixNano()}
 						if seen[key] {
 							return nil
@@ -115,7 +122,8 @@ line of JSON.`,
 		},
 	}
 	cmd.Flags().Var(&since, "since", "begin with those of the last `duration`")
-	cmd.Flags().StringVar(&kind, "type", "", "only of this `type`, such as audit")
+	cmd.Flags().StringVar(&kind, "type", "", "only of this `type`, such as orphans")
+	p.nodeFlag(cmd, &node)
 	return cmd
 }
 
