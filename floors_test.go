@@ -1,6 +1,7 @@
 package muster_test
 
 import (
+	"go/ast"
 	"go/parser"
 	"go/token"
 	"io/fs"
@@ -58,8 +59,8 @@ func group(folder string) (string, int, bool) {
 	return "", 0, false
 }
 
-// imports calls f for each import of each Go file of the module.
-func imports(t *testing.T, f func(folder, file, path string)) {
+// files calls f for each Go file of the module.
+func files(t *testing.T, mode parser.Mode, f func(folder, path string, parsed *ast.File)) {
 	t.Helper()
 	err := filepath.WalkDir(".", func(path string, d fs.DirEntry, err error) error {
 		name := d.Name()
@@ -71,7 +72,7 @@ func imports(t *testing.T, f func(folder, file, path string)) {
 		case d.IsDir() || !strings.HasSuffix(name, ".go"):
 			return nil
 		}
-		parsed, err := parser.ParseFile(token.NewFileSet(), path, nil, parser.ImportsOnly)
+		parsed, err := parser.ParseFile(token.NewFileSet(), path, nil, mode)
 		if err != nil {
 			return err
 		}
@@ -79,17 +80,76 @@ func imports(t *testing.T, f func(folder, file, path string)) {
 		if folder == "." {
 			folder = ""
 		}
-		for _, spec := range parsed.Imports {
-			imported, err := strconv.Unquote(spec.Path.Value)
-			if err != nil {
-				return err
-			}
-			f(folder, path, imported)
-		}
+		f(folder, path, parsed)
 		return nil
 	})
 	if err != nil {
 		t.Fatal(err)
+	}
+}
+
+// imports calls f for each import of each Go file of the module.
+func imports(t *testing.T, f func(folder, file, path string)) {
+	t.Helper()
+	files(t, parser.ImportsOnly, func(folder, path string, parsed *ast.File) {
+		for _, spec := range parsed.Imports {
+			imported, err := strconv.Unquote(spec.Path.Value)
+			if err != nil {
+				t.Fatal(err)
+			}
+			f(folder, path, imported)
+		}
+	})
+}
+
+// clock is what of package time a pure package does not use: it is told what
+// time it is.
+var clock = []string{"Now", "Since", "Until", "After", "AfterFunc", "Sleep", "Tick", "NewTicker", "NewTimer"}
+
+// TestPure: packages of the floors 0 and 1 are values. They start nothing and
+// look at no clock.
+func TestPure(t *testing.T) {
+	seen := 0
+	files(t, parser.SkipObjectResolution, func(folder, path string, parsed *ast.File) {
+		if _, floor, ok := group(folder); !ok || floor > 1 || strings.HasSuffix(path, "_test.go") {
+			return
+		}
+		seen++
+		for _, what := range effects(parsed) {
+			t.Errorf("%s has %s; floors 0 and 1 are pure", path, what)
+		}
+	})
+	if seen == 0 {
+		t.Error("no file was looked at")
+	}
+}
+
+// effects returns what a pure file does not have.
+func effects(file *ast.File) (found []string) {
+	ast.Inspect(file, func(n ast.Node) bool {
+		switch n := n.(type) {
+		case *ast.GoStmt:
+			found = append(found, "a go statement")
+		case *ast.SelectorExpr:
+			if x, ok := n.X.(*ast.Ident); ok && x.Name == "time" && slices.Contains(clock, n.Sel.Name) {
+				found = append(found, "time."+n.Sel.Name)
+			}
+		}
+		return true
+	})
+	return found
+}
+
+func TestEffects(t *testing.T) {
+	const source = `package p
+import "time"
+func f() { go f(); t := time.Now(); _ = t.After(t); g := time.Sleep; g(time.Second) }`
+	parsed, err := parser.ParseFile(token.NewFileSet(), "p.go", source, parser.SkipObjectResolution)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := effects(parsed), []string{"a go statement", "time.Now", "time.Sleep"}; !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
 	}
 }
 
