@@ -236,9 +236,13 @@ func (f *fleet) serve(ctx context.Context, dir string, name muster.NodeName, iss
 	if err != nil {
 		return err
 	}
+	policy, err := aaa.ParsePolicy("policy", []byte("rules: [{effect: allow, methods: ['*']}]"))
+	if err != nil {
+		return err
+	}
 	a, err := agent.New(agent.Options{
 		Node: name, Fleet: fleetID, Registry: registry, Verifier: verifier, StateDir: filepath.Join(dir, string(name)),
-		Policy: aaa.AllowAll,
+		Policy: func() *aaa.Policy { return policy },
 		Dial: func(ctx context.Context) (*bus.Conn, error) {
 			return bus.Dial(ctx, bus.Options{InProcess: f.broker, Inbox: bus.NodeInbox(name)})
 		},

@@ -236,7 +236,12 @@ type node struct {
 }
 
 func (w *world) node(name muster.NodeName, probes ...*probe) *node {
-	n := &node{w: w, name: name, link: w.newLink(), policy: aaa.AllowAll(), probes: probes, repause: make(chan struct{}, 1)}
+	w.t.Helper()
+	all, err := aaa.ParsePolicy("policy", []byte("rules: [{effect: allow, methods: ['*']}]"))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	n := &node{w: w, name: name, link: w.newLink(), policy: all, probes: probes, repause: make(chan struct{}, 1)}
 	n.start()
 	w.t.Cleanup(func() { n.stop() })
 	return n

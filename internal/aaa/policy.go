@@ -47,8 +47,7 @@ import (
 // out: what the method does then is not visible in the input. To allow those,
 // put a rule before it.
 type Policy struct {
-	rules    []rule
-	allowAll bool
+	rules []rule
 }
 
 type rule struct {
@@ -86,13 +85,6 @@ func (d Decision) Err() error {
 	return err
 }
 
-// AllowAllRule is the name of the rule of AllowAll.
-const AllowAllRule = "allow all (development)"
-
-// AllowAll returns a policy for development: whatever the caller's rights
-// cover is allowed.
-func AllowAll() *Policy { return &Policy{allowAll: true} }
-
 const policyHint = `write a policy on the node, for example: rules: [{effect: allow, groups: ["admin"], methods: ["service.*"]}]`
 
 // Decide says whether the caller may run the command: first the rights that
@@ -104,9 +96,6 @@ func (p *Policy) Decide(caller Caller, c muster.Command) Decision {
 			Reason: fmt.Sprintf("no right of caller %q covers method %s on node %s", caller.Name, c.Method, c.Node),
 			Hint:   "ask the fleet's issuer for an identity with that right",
 		}
-	}
-	if p != nil && p.allowAll {
-		return Decision{Allowed: true, Rule: AllowAllRule, Reason: "this node allows every caller of the fleet"}
 	}
 	if p == nil || len(p.rules) == 0 {
 		return Decision{Reason: "no rule allows it: this node has no policy", Hint: policyHint}

@@ -82,6 +82,7 @@ rules:
 func TestDecide(t *testing.T) {
 	everything := []Right{{Methods: []string{"*"}, Nodes: []string{"*"}}}
 	policy := must(ParsePolicy("p.yaml", []byte(examplePolicy)))(t)
+	all := must(ParsePolicy("all.yaml", []byte("rules: [{effect: allow, methods: ['*']}]")))(t)
 	for _, c := range []struct {
 		name    string
 		policy  *Policy
@@ -100,9 +101,9 @@ func TestDecide(t *testing.T) {
 		{"other input", policy, Caller{Name: "bob", Groups: []string{"admin"}, Rights: everything}, "shell.run", `{"argv":["/usr/bin/uptime","; rm"]}`, false, "", "no rule allows it"},
 		{"no group", policy, Caller{Name: "admin", Rights: everything}, "shell.run", `{"argv":["/usr/bin/uptime"]}`, false, "", "no rule allows it"},
 		{"rights come first", policy, Caller{Name: "alice", Rights: []Right{{Methods: []string{"file.*"}, Nodes: []string{"*"}}}}, "ping", "", false, "", "no right of caller"},
-		{"no rights", AllowAll(), Caller{Name: "alice"}, "ping", "", false, "", "no right of caller"},
-		{"other node", AllowAll(), Caller{Rights: []Right{{Methods: []string{"*"}, Nodes: []string{"db*"}}}}, "ping", "", false, "", "no right of caller"},
-		{"allow all", AllowAll(), Caller{Rights: everything}, "ping", "", true, AllowAllRule, "every caller"},
+		{"no rights", all, Caller{Name: "alice"}, "ping", "", false, "", "no right of caller"},
+		{"other node", all, Caller{Rights: []Right{{Methods: []string{"*"}, Nodes: []string{"db*"}}}}, "ping", "", false, "", "no right of caller"},
+		{"any caller", all, Caller{Rights: everything}, "ping", "", true, "rule 1", "allowed by"},
 		{"nil policy", nil, Caller{Rights: everything}, "ping", "", false, "", "no rule allows it: this node has no policy"},
 		{"empty policy", &Policy{}, Caller{Rights: everything}, "ping", "", false, "", "no rule allows it: this node has no policy"},
 	} {

@@ -194,6 +194,7 @@ func (a *Agent) open(ctx context.Context) (delivery.State, error) {
 		_ = j.Close() // the first error counts
 		return state, err
 	}
+	a.audit.secrets = a.o.Registry.Secrets
 	if a.spools, err = openSpools(filepath.Join(a.o.StateDir, "output"), a.o.MaxOutput); err != nil {
 		_ = j.Close()
 		return state, err

@@ -31,9 +31,10 @@ type auditLog struct {
 	limit    int64 // bytes after which the next file begins
 	log      *slog.Logger
 	problems *problems
-	wake     *signal      // a line was written
-	size     atomic.Int64 // of the whole lines in the file
-	toldTo   atomic.Int64 // how many of these bytes the broker was told of
+	secrets  func(muster.Method) []string // where in an input what is not written down is; may be nil
+	wake     *signal                      // a line was written
+	size     atomic.Int64                 // of the whole lines in the file
+	toldTo   atomic.Int64                 // how many of these bytes the broker was told of
 
 	// Owned by the core.
 	file auditFile
@@ -196,7 +197,11 @@ func (a *auditLog) write(r aaa.Record) bool {
 		a.limit += auditFileSize // until it is tried again
 		a.log.Warn("the next audit log could not be begun; this one goes on", "err", err)
 	}
-	line, next := aaa.AuditLine(a.prev, r, nil)
+	var secrets []string
+	if a.secrets != nil {
+		secrets = a.secrets(r.Method)
+	}
+	line, next := aaa.AuditLine(a.prev, r, secrets)
 	if err := a.append(line); err != nil {
 		text := "its audit log cannot be written, and no command is accepted until it can: " + err.Error()
 		if a.problems.set("audit", text) {

@@ -320,3 +320,26 @@ func TestAuditFileCannotBeBegun(t *testing.T) {
 		t.Error("the old file does not go on")
 	}
 }
+
+// What a method's schema calls writeOnly is not written down.
+func TestAuditHidesSecrets(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "audit.log")
+	a, _ := testAudit(t, path)
+	a.secrets = func(m muster.Method) []string { return map[muster.Method][]string{"login": {"password", "env.*"}}[m] }
+	for _, m := range []muster.Method{"login", "echo"} {
+		r := decision(string(m))
+		r.Method, r.Input = m, []byte(`{"user":"u","password":"p4ss","env":{"TOKEN":"t0ken"}}`)
+		a.write(r)
+	}
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	login, echo, _ := bytes.Cut(data, []byte("\n"))
+	if !bytes.Contains(login, []byte(`{"env":{"TOKEN":"REDACTED"},"password":"REDACTED","user":"u"}`)) || !bytes.Contains(echo, []byte("p4ss")) {
+		t.Errorf("got %s", data)
+	}
+	if verified(t, path) != 2 {
+		t.Error("the chain does not hold")
+	}
+}

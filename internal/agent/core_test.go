@@ -74,7 +74,11 @@ func newBench(t *testing.T, hold chan struct{}) *bench {
 		t.Fatal(err)
 	}
 	log := slog.New(slog.DiscardHandler)
-	a := &Agent{o: Options{Node: "n", Fleet: "f", Registry: registry, Policy: aaa.AllowAll}, log: log, reporter: newReporter()}
+	all, err := aaa.ParsePolicy("policy", []byte("rules: [{effect: allow, methods: ['*']}]"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := &Agent{o: Options{Node: "n", Fleet: "f", Registry: registry, Policy: func() *aaa.Policy { return all }}, log: log, reporter: newReporter()}
 	var state delivery.State
 	if a.journal, state, err = journal.Open(filepath.Join(b.dir, "journal.db"), time.Now()); err != nil {
 		t.Fatal(err)

@@ -51,7 +51,7 @@ func (p *program) eventList() *cobra.Command {
 					return err
 				}
 				if len(all) == 0 && p.format == "table" {
-					p.say("no events; --since looks back further")
+					p.say("no events; --since looks back further, and 'muster audit ls' lists decisions")
 					return nil
 				}
 				return list(p, all, func() *table {

@@ -15,6 +15,7 @@ import (
 	"github.com/musterfleet/muster"
 	"github.com/musterfleet/muster/client"
 	"github.com/musterfleet/muster/internal/app"
+	"github.com/musterfleet/muster/internal/enrol"
 )
 
 func (p *program) nodeCommand() *cobra.Command {
@@ -380,7 +381,7 @@ func (p *program) nodeInvite() *cobra.Command {
 	var allowAll bool
 	var policy string
 	var labelWords []string
-	expires := durationFlag(time.Hour)
+	expires := durationFlag(enrol.DefaultTTL)
 	cmd := &cobra.Command{
 		Use:   "invite NAME",
 		Short: "Invite a machine to the fleet",

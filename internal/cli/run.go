@@ -81,7 +81,7 @@ printed instead.`,
 	fs.StringVar(&script, "shell", "", "script for /bin/sh, in place of a program")
 	fs.StringVar(&dir, "dir", "", "folder to run in")
 	fs.StringVar(&user, "user", "", "user to run as")
-	fs.StringArrayVar(&env, "env", nil, "variable as `NAME=VALUE`; can be repeated; not for secrets, they are seen in the audit log")
+	fs.StringArrayVar(&env, "env", nil, "variable as `NAME=VALUE`; can be repeated; the broker stores it, so it is no place for secrets")
 	return cmd
 }
 

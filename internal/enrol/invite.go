@@ -14,7 +14,7 @@ import (
 )
 
 // DefaultTTL is how long an invitation is good unless told otherwise.
-const DefaultTTL = 24 * time.Hour
+const DefaultTTL = time.Hour
 
 // An Invitation says who is invited.
 type Invitation struct {

@@ -19,6 +19,7 @@ type Registry struct {
 type entry struct {
 	method        Method
 	input, output *schema
+	secrets       []string
 }
 
 // NewRegistry makes a registry of the given methods. It fails with kind
@@ -57,7 +58,7 @@ func (r *Registry) add(m Method) error {
 	if err != nil {
 		return err
 	}
-	r.entries[spec.Name] = entry{m, input, output}
+	r.entries[spec.Name] = entry{m, input, output, secrets(input.compiled)}
 	r.specs = append(r.specs, spec)
 	return nil
 }

@@ -45,7 +45,7 @@ func httpGet() method.Method {
 			"type": "object",
 			"properties": {
 				"url":        {"type": "string", "pattern": "^https?://", "description": "address; up to 10 redirects are followed, but none from https to http"},
-				"headers":    {"type": "object", "additionalProperties": {"type": "string"}, "propertyNames": {"pattern": "^[A-Za-z0-9!#$%&'*+.^_|~-]+$"}, "description": "of the request; not sent on to another host"},
+				"headers":    {"type": "object", "additionalProperties": {"type": "string", "writeOnly": true}, "propertyNames": {"pattern": "^[A-Za-z0-9!#$%&'*+.^_|~-]+$"}, "description": "of the request; not sent on to another host"},
 				"timeout_ms": {"type": "integer", "minimum": 1, "maximum": 86400000, "default": 30000, "description": "for everything, the body too"},
 				"max_bytes":  {"type": "integer", "minimum": 0, "maximum": 268435456, "default": 10485760, "description": "of the body; the rest is not read"}
 			},

@@ -17,10 +17,10 @@ const shellRunInput = `{
 	"properties": {
 		"argv":  {"type": "array", "items": {"type": "string"}, "minItems": 1, "description": "program and arguments, without a shell; the program is looked up in PATH"},
 		"shell": {"type": "string", "minLength": 1, "description": "script for /bin/sh -c, instead of argv"},
-		"env":   {"type": "object", "additionalProperties": {"type": "string"}, "propertyNames": {"pattern": "^[A-Za-z_][A-Za-z0-9_]*$"}, "description": "variables to add to the agent's environment"},
+		"env":   {"type": "object", "additionalProperties": {"type": "string", "writeOnly": true}, "propertyNames": {"pattern": "^[A-Za-z_][A-Za-z0-9_]*$"}, "description": "variables to add to the agent's environment"},
 		"dir":   {"type": "string", "minLength": 1, "description": "working directory, absolute; by default the agent's"},
 		"user":  {"type": "string", "minLength": 1, "description": "name of the user to run as; another than the agent's needs root"},
-		"stdin": {"type": "string", "description": "text for the standard input, which is empty by default"}
+		"stdin": {"type": "string", "writeOnly": true, "description": "text for the standard input, which is empty by default"}
 	},
 	"oneOf": [{"required": ["argv"]}, {"required": ["shell"]}],
 	"additionalProperties": false,
