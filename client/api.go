@@ -78,7 +78,8 @@ type Status struct {
 	Node     muster.NodeName  `json:"node"`
 	Method   muster.Method    `json:"method"`
 	Input    json.RawMessage  `json:"input,omitempty"`
-	Caller   string           `json:"caller"`
+	Caller   string           `json:"caller"`                   // as the node verified it; empty before it has
+	Claimed  string           `json:"claimed_caller,omitempty"` // as the sender says
 	State    muster.State     `json:"state"`
 	Reason   string           `json:"reason,omitempty"` // of the state
 	Sent     time.Time        `json:"sent"`
@@ -89,7 +90,7 @@ type Status struct {
 	Retries    int           `json:"retries,omitempty"`
 	NoSeq      bool          `json:"noseq,omitempty"`
 	Idempotent bool          `json:"idempotent,omitempty"`
-	// Inferred is set when the state follows from the deadline alone: the node
+	// Inferred is set when the state follows from the deadline, or from the removal of the node: the node
 	// has not been heard of. Its own word, if it comes, is preferred.
 	Inferred bool                `json:"inferred,omitempty"`
 	History  []muster.Transition `json:"history"` // begins with queued

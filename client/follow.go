@@ -195,7 +195,7 @@ func (f *follower) settle(now time.Time) error {
 // expire lets time pass.
 func (f *follower) expire(now time.Time) error {
 	for _, s := range f.ledger.commands {
-		if e := infer(*s, now); e.Inferred && !f.final[s.Key] {
+		if e := f.ledger.infer(*s, now); e.Inferred && !f.final[s.Key] {
 			f.final[s.Key] = true
 			if err := f.tell(e); err != nil {
 				return err

@@ -16,11 +16,12 @@ import (
 type ledger struct {
 	subjects bus.Subjects
 	commands map[muster.Key]*Status
-	seq      map[muster.Key]int // of the report that counts
+	seq      map[muster.Key]int       // of the report that counts
+	gone     map[muster.Key]time.Time // when the node was removed
 }
 
 func newLedger(s bus.Subjects) *ledger {
-	return &ledger{s, make(map[muster.Key]*Status), make(map[muster.Key]int)}
+	return &ledger{s, make(map[muster.Key]*Status), make(map[muster.Key]int), make(map[muster.Key]time.Time)}
 }
 
 // add takes one message of the history and returns the commands it changed.
@@ -48,20 +49,24 @@ func (l *ledger) status(k muster.Key) *Status {
 	return s
 }
 
-func (l *ledger) sent(r sent) []*Status {
-	var changed []*Status
+// sent takes what a sender wrote. What a node said of the command counts more,
+// and of two records that name one node for one id the first.
+func (l *ledger) sent(r sent) (changed []*Status) {
 	describe := func(n muster.NodeName) *Status {
 		s := l.status(muster.Key{ID: r.ID, Node: n})
-		s.Method, s.Caller, s.Sent, s.Deadline = r.Method, cmp.Or(s.Caller, r.Caller), r.IssuedAt, r.Deadline
-		s.Timeout, s.Retries, s.NoSeq, s.Idempotent = r.timeout(), r.Retries, r.NoSeq, r.Idempotent
-		if len(r.Input) > 0 {
-			s.Input = r.Input
+		if s.Method == "" {
+			s.Method, s.Sent, s.Deadline = r.Method, r.IssuedAt, r.Deadline
 		}
 		changed = append(changed, s)
 		return s
 	}
 	for _, n := range r.Nodes {
 		s := describe(n)
+		if s.Claimed != "" {
+			continue
+		}
+		s.Claimed, s.Input = r.Caller, r.Input
+		s.Timeout, s.Retries, s.NoSeq, s.Idempotent = r.timeout(), r.Retries, r.NoSeq, r.Idempotent
 		if len(s.History) == 0 || s.History[0].State != muster.Queued {
 			s.History = slices.Insert(s.History, 0, muster.Transition{State: muster.Queued, Time: r.IssuedAt})
 		}
@@ -69,10 +74,14 @@ func (l *ledger) sent(r sent) []*Status {
 	for _, f := range r.Refused {
 		s := describe(f.Node)
 		if l.seq[s.Key] > 0 || f.Error == nil || s.State == muster.Refused {
-			continue // the node's word counts
+			continue
 		}
 		s.State, s.Reason = muster.Refused, f.Error.Message
 		s.History = append(s.History, muster.Transition{State: muster.Refused, Time: r.IssuedAt, Reason: f.Error.Message})
+	}
+	for _, n := range r.Gone {
+		describe(n)
+		l.gone[muster.Key{ID: r.ID, Node: n}] = r.GoneAt
 	}
 	return changed
 }
@@ -95,7 +104,7 @@ func (l *ledger) report(r muster.Report) []*Status {
 	}
 	l.seq[s.Key] = r.Seq
 	queued := muster.Transition{State: muster.Queued, Time: r.IssuedAt}
-	s.Method, s.Caller, s.Sent, s.Deadline = r.Method, r.Caller, r.IssuedAt, r.Deadline
+	s.Method, s.Caller, s.Sent, s.Deadline = r.Method, r.Caller, r.IssuedAt, r.Deadline // as the node verified them
 	s.History = append([]muster.Transition{queued}, r.History...)
 	s.State, s.Reason, s.Result = r.State(), r.History[len(r.History)-1].Reason, r.Result
 	return []*Status{s}
@@ -105,13 +114,24 @@ func (l *ledger) report(r muster.Report) []*Status {
 // its node is taken for expired.
 const inferAfter = time.Minute
 
-// infer says what follows from the time alone. The node may still say
-// otherwise: it may have taken the command and lost its connection.
-func infer(s Status, now time.Time) Status {
-	if s.State == muster.Queued && !s.Deadline.IsZero() && now.After(s.Deadline.Add(inferAfter)) {
-		s.State, s.Inferred = muster.Expired, true
-		s.Reason = "no word from the node before the deadline"
-		s.History = append(slices.Clone(s.History), muster.Transition{State: muster.Expired, Time: s.Deadline, Reason: s.Reason})
+// infer says what follows when the node says nothing more: from the time, and
+// from its removal. It may still say otherwise: it may have taken the command
+// and lost its connection.
+func (l *ledger) infer(s Status, now time.Time) Status {
+	gone, removed := l.gone[s.Key]
+	inferred := func(state muster.State, at time.Time, reason string) Status {
+		s.State, s.Inferred, s.Reason = state, true, reason
+		s.History = append(slices.Clone(s.History), muster.Transition{State: state, Time: at, Reason: reason})
+		return s
+	}
+	switch {
+	case s.State.Final():
+	case removed && s.State == muster.Queued:
+		return inferred(muster.Cancelled, gone, "its node was removed, with its queue")
+	case removed:
+		return inferred(muster.Unknown, gone, "its node was removed before it said how it ended")
+	case s.State == muster.Queued && !s.Deadline.IsZero() && now.After(s.Deadline.Add(inferAfter)):
+		return inferred(muster.Expired, s.Deadline, "no word from the node before the deadline")
 	}
 	return s
 }
@@ -139,7 +159,7 @@ func (l *ledger) list(q HistoryQuery) []Status {
 	all := make([]Status, 0, len(l.commands))
 	for _, s := range l.commands {
 		if q.Node == "" || s.Node == q.Node {
-			all = append(all, infer(*s, now))
+			all = append(all, l.infer(*s, now))
 		}
 	}
 	slices.SortFunc(all, func(a, b Status) int {

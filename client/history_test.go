@@ -59,15 +59,55 @@ func TestLedgerOrder(t *testing.T) {
 func TestInfer(t *testing.T) {
 	now := time.Now()
 	s := Status{State: muster.Queued, Deadline: now, History: []muster.Transition{{State: muster.Queued}}}
-	if got := infer(s, now.Add(inferAfter/2)); got.State != muster.Queued {
+	l := newLedger(testSubjects)
+	if got := l.infer(s, now.Add(inferAfter/2)); got.State != muster.Queued {
 		t.Errorf("within the margin: got %s", got.State)
 	}
-	if got := infer(s, now.Add(2*inferAfter)); got.State != muster.Expired || !got.Inferred || len(s.History) != 1 {
+	if got := l.infer(s, now.Add(2*inferAfter)); got.State != muster.Expired || !got.Inferred || len(s.History) != 1 {
 		t.Errorf("after the margin: got %+v", got)
 	}
 	s.State = muster.Accepted
-	if got := infer(s, now.Add(2*inferAfter)); got.State != muster.Accepted {
+	if got := l.infer(s, now.Add(2*inferAfter)); got.State != muster.Accepted {
 		t.Errorf("accepted by the node: got %s", got.State)
+	}
+}
+
+// Of what a removed node did not end, that is said, unless it did after all.
+func TestInferOfARemovedNode(t *testing.T) {
+	now := time.Now().UTC()
+	gone := sent{ID: "x", Method: "echo", Nodes: nil, IssuedAt: now, Deadline: now.Add(time.Hour), Gone: []muster.NodeName{"a"}, GoneAt: now.Add(time.Minute)}
+	for state, want := range map[muster.State]muster.State{"": muster.Cancelled, muster.Accepted: muster.Unknown, muster.Running: muster.Unknown, muster.Done: muster.Done} {
+		l := newLedger(testSubjects)
+		l.add(stored(t, testSubjects.Sent("x"), gone))
+		l.add(stored(t, testSubjects.Sent("x"), sent{ID: "x", Caller: "alice", Method: "echo", Nodes: []muster.NodeName{"a"}, IssuedAt: now, Deadline: now.Add(time.Hour)}))
+		if state != "" {
+			r := muster.Report{ID: "x", Node: "a", Method: "echo", IssuedAt: now, Deadline: now.Add(time.Hour), Seq: 1, History: []muster.Transition{{State: state, Time: now}}}
+			l.add(stored(t, testSubjects.Report(r.Key()), r))
+		}
+		all := l.list(HistoryQuery{})
+		if len(all) != 1 || all[0].State != want || all[0].Inferred != (state != muster.Done) {
+			t.Errorf("%q: got %+v, want %s", state, all, want)
+		}
+	}
+}
+
+// Who sent something is what the node verified. Until then there is what the
+// sender says, and a second sender that takes the same id changes nothing.
+func TestLedgerTellsWhatIsClaimed(t *testing.T) {
+	now := time.Now().UTC()
+	record := func(caller string, m muster.Method) bus.Stored {
+		return stored(t, testSubjects.Sent("x"), sent{ID: "x", Caller: caller, Method: m, Input: []byte(`{"by":"` + caller + `"}`), Nodes: []muster.NodeName{"a"}, IssuedAt: now, Deadline: now.Add(time.Hour)})
+	}
+	l := newLedger(testSubjects)
+	l.add(record("alice", "echo"))
+	l.add(record("mallory", "shell.run"))
+	if s := l.list(HistoryQuery{})[0]; s.Caller != "" || s.Claimed != "alice" || s.Method != "echo" || string(s.Input) != `{"by":"alice"}` {
+		t.Errorf("got %+v", s)
+	}
+	r := muster.Report{ID: "x", Node: "a", Method: "echo", Caller: "alicia", IssuedAt: now, Deadline: now.Add(time.Hour), Seq: 1, History: []muster.Transition{{State: muster.Accepted, Time: now}}}
+	l.add(stored(t, testSubjects.Report(r.Key()), r))
+	if s := l.list(HistoryQuery{})[0]; s.Caller != "alicia" {
+		t.Errorf("got %+v", s)
 	}
 }
 

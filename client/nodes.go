@@ -230,10 +230,14 @@ func (c *Client) SetLabels(ctx context.Context, node muster.NodeName, set map[st
 }
 
 // RemoveNode takes a node out of the fleet: its credentials are revoked, its
-// queue is emptied, and it is forgotten. Its history stays.
+// queue is emptied, and it is forgotten. Its history stays, and says of what did
+// not end that the node is gone.
 func (c *Client) RemoveNode(ctx context.Context, node muster.NodeName) error {
 	return c.with(ctx, func(conn *bus.Conn) error {
 		if err := conn.AddRecord(ctx, "remove."+string(node), []byte("{}")); err != nil {
+			return err
+		}
+		if err := c.recordGone(ctx, conn, node); err != nil {
 			return err
 		}
 		s := conn.Subjects()
@@ -250,6 +254,30 @@ func (c *Client) RemoveNode(ctx context.Context, node muster.NodeName) error {
 		}
 		return conn.PurgeRecord(ctx, keyNode(node))
 	})
+}
+
+// recordGone notes of what a node has not ended that it will not say more.
+func (c *Client) recordGone(ctx context.Context, conn *bus.Conn, node muster.NodeName) error {
+	all, err := c.History(ctx, HistoryQuery{Node: node})
+	if err != nil {
+		return err
+	}
+	now := time.Now().UTC()
+	for _, s := range all {
+		if s.State.Final() && !s.Inferred {
+			continue
+		}
+		r := sent{ID: s.ID, Method: s.Method, IssuedAt: s.Sent, Deadline: s.Deadline, Gone: []muster.NodeName{node}, GoneAt: now}
+		data, err := json.Marshal(r)
+		if err != nil {
+			return err
+		}
+		m := bus.Outgoing{Subject: conn.Subjects().Sent(s.ID), ID: string(s.ID) + "/gone/" + string(node), Data: data}
+		if err := conn.Put(ctx, m); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // QueueLength returns the number of commands that the broker keeps for a node.

@@ -187,11 +187,25 @@ func (c *Client) checkIdentity(h *Health) {
 	default:
 		h.add("identity", "ok", "", "%s, until %s", c.caller, c.until.Format(time.DateOnly))
 	}
-	switch n, err := c.OutboxLen(); {
-	case err != nil:
+	c.checkOutbox(h)
+}
+
+func (c *Client) checkOutbox(h *Health) {
+	all, err := c.Outbox()
+	if err != nil {
 		h.add("outbox", "fail", "see the folder's permissions and disk", "%v", err)
-	case n > 0:
-		h.add("outbox", "warn", "'muster outbox flush' sends them when the broker is there", "%d sends wait for the broker", n)
+		return
+	}
+	waiting := 0
+	for _, w := range all {
+		if w.Unreadable == "" {
+			waiting++
+			continue
+		}
+		h.add("outbox", "fail", "send again what it was, and remove the file", "a send was not sent, since it cannot be read: %s", w.Unreadable)
+	}
+	if waiting > 0 {
+		h.add("outbox", "warn", "'muster outbox flush' sends them when the broker is there", "%d sends wait for the broker", waiting)
 	}
 }
 

@@ -5,10 +5,12 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -16,9 +18,9 @@ import (
 )
 
 // An outbox keeps what was accepted until the broker has stored it: one file
-// for each send, named so that they sort in the order of sending. A sender
-// that is killed at any point leaves a file, which the next sender publishes
-// first; what was published before is recognised by its id.
+// for each send, numbered in the order of sending, whatever the clock says. A
+// sender that is killed at any point leaves a file, which the next sender
+// publishes first; what was published before is recognised by its id.
 type outbox struct{ dir string }
 
 func openOutbox(dir string) (*outbox, error) {
@@ -28,15 +30,38 @@ func openOutbox(dir string) (*outbox, error) {
 	return &outbox{dir}, nil
 }
 
-const outboxSuffix = ".send"
+const (
+	outboxSuffix     = ".send"
+	unreadableSuffix = ".unreadable" // of files that were set aside
+)
+
+// Locks of an outbox. They are two since publishing takes as long as the
+// broker does, and adding must not wait for that.
+const (
+	publishLock = ".lock"
+	addLock     = ".add.lock"
+)
 
 // add makes a send durable and returns the name of its file.
-func (o *outbox) add(b batch) (name string, err error) {
+func (o *outbox) add(ctx context.Context, b batch) (name string, err error) {
 	data, err := json.Marshal(b)
 	if err != nil {
 		return "", err
 	}
-	name = string(NewID()) + outboxSuffix
+	unlock, err := o.lock(ctx, addLock)
+	if err != nil {
+		return "", err
+	}
+	defer unlock()
+	names, err := o.list(outboxSuffix)
+	if err != nil {
+		return "", err
+	}
+	next := uint64(1)
+	if len(names) > 0 {
+		next = number(names[len(names)-1]) + 1
+	}
+	name = fmt.Sprintf("%020d-%s%s", next, b.Sent.ID, outboxSuffix)
 	if err := writeDurably(o.dir, name, data); err != nil {
 		return "", muster.Errorf(muster.Unavailable, "write to the outbox: %w", err).WithHint("is the disk full? nothing was sent")
 	}
@@ -68,19 +93,29 @@ func writeDurably(dir, name string, data []byte) (err error) {
 	return errors.Join(d.Sync(), d.Close())
 }
 
-// list returns the files in the order of sending.
-func (o *outbox) list() ([]string, error) {
+// number is that of a file, 0 if it has none.
+func number(name string) uint64 {
+	digits, _, _ := strings.Cut(name, "-")
+	n, err := strconv.ParseUint(digits, 10, 64)
+	if err != nil {
+		return 0
+	}
+	return n
+}
+
+// list returns the files with that suffix, in the order of sending.
+func (o *outbox) list(suffix string) ([]string, error) {
 	entries, err := os.ReadDir(o.dir)
 	if err != nil {
 		return nil, muster.Errorf(muster.Unavailable, "read the outbox: %w", err)
 	}
 	var names []string
 	for _, e := range entries {
-		if strings.HasSuffix(e.Name(), outboxSuffix) {
+		if strings.HasSuffix(e.Name(), suffix) {
 			names = append(names, e.Name())
 		}
 	}
-	slices.Sort(names)
+	slices.SortFunc(names, func(a, b string) int { return cmp.Or(cmp.Compare(number(a), number(b)), cmp.Compare(a, b)) })
 	return names, nil
 }
 
@@ -94,8 +129,11 @@ func (o *outbox) read(name string) (batch, error) {
 	}
 	var b batch
 	if err := json.Unmarshal(data, &b); err != nil {
-		err = cmp.Or(os.Rename(path, path+".unreadable"), err)
-		return batch{}, muster.Errorf(muster.Corrupt, "outbox: %s cannot be read and is set aside: %w", path, err)
+		if failed := os.Rename(path, path+unreadableSuffix); failed != nil {
+			return batch{}, failed
+		}
+		return batch{}, muster.Errorf(muster.Corrupt, "a send in the outbox cannot be read, and is set aside as %s: %w", path+unreadableSuffix, err).
+			WithHint("send again what it was, and remove the file")
 	}
 	return b, nil
 }
@@ -103,69 +141,98 @@ func (o *outbox) read(name string) (batch, error) {
 func (o *outbox) remove(name string) error { return os.Remove(filepath.Join(o.dir, name)) }
 
 // flushThrough publishes the sends of the outbox, oldest first, up to and with
-// the named one, and returns what the broker refused of that.
-func (c *Client) flushThrough(ctx context.Context, last string) ([]Refusal, error) {
-	unlock, err := c.outbox.lock(ctx)
+// the named one, and returns what the broker refused of that. When it fails for
+// good before anything of that one was given to the broker, the send is taken
+// out of the outbox again, and kept is false: what is an error for its sender
+// must not be executed later.
+func (c *Client) flushThrough(ctx context.Context, last string) (refused []Refusal, kept bool, err error) {
+	unlock, err := c.outbox.lock(ctx, publishLock)
 	if err != nil {
-		return nil, err
+		return nil, true, err
 	}
 	defer unlock()
-	names, err := c.outbox.list()
+	names, err := c.outbox.list(outboxSuffix)
 	if err != nil {
-		return nil, err
+		return nil, true, err
 	}
 	if !slices.Contains(names, last) {
-		return nil, nil // another sender was faster; what was refused is in the history
+		return nil, true, nil // another sender was faster; what was refused is in the history
 	}
 	for _, name := range names {
-		refused, err := c.flushOne(ctx, name)
-		if err != nil || name == last {
-			return refused, err
+		refused, begun, err := c.flushOne(ctx, name)
+		switch {
+		case name == last && (err == nil || begun):
+			return refused, true, err
+		case err == nil:
+		case muster.KindOf(err) == muster.Corrupt && name != last:
+			c.log.Error("some of what was sent before is not sent", "err", err)
+		case ctx.Err() == nil && !temporary(err):
+			if name != last {
+				err = muster.Errorf(muster.KindOf(err), "what was sent before waits in the outbox and cannot be sent: %w", err).
+					WithHint("see 'muster outbox ls'; nothing was sent now")
+			}
+			return nil, c.outbox.remove(last) != nil, err
+		default:
+			return nil, true, err
 		}
 	}
-	return nil, nil
+	return nil, true, nil
 }
 
-func (c *Client) flushOne(ctx context.Context, name string) ([]Refusal, error) {
+// temporary says whether a send that failed so may be stored when it is tried
+// again later.
+func temporary(err error) bool {
+	kind := muster.KindOf(err)
+	return kind == muster.Unavailable || kind == muster.Interrupted || kind == muster.Full
+}
+
+// flushOne publishes one send. Begun says that the broker may have got some of
+// it.
+func (c *Client) flushOne(ctx context.Context, name string) (refused []Refusal, begun bool, err error) {
 	b, err := c.outbox.read(name)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	if muster.KindOf(err) == muster.Corrupt {
-		c.log.Error("a send in the outbox cannot be read", "err", err)
-		return nil, nil
+		return nil, false, nil
 	}
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
-	refused, err := c.publish(ctx, b)
+	refused, begun, err = c.publish(ctx, b)
 	if err != nil {
-		return nil, err
+		return nil, begun, err
 	}
-	return refused, c.outbox.remove(name)
+	return refused, begun, c.outbox.remove(name)
 }
 
 // FlushOutbox publishes everything in the outbox and returns how many sends
-// that were.
+// that were. Those that cannot be read are set aside, and are an error of kind
+// Corrupt in the end.
 func (c *Client) FlushOutbox(ctx context.Context) (int, error) {
 	if c.outbox == nil {
 		return 0, nil
 	}
-	unlock, err := c.outbox.lock(ctx)
+	unlock, err := c.outbox.lock(ctx, publishLock)
 	if err != nil {
 		return 0, err
 	}
 	defer unlock()
-	names, err := c.outbox.list()
+	names, err := c.outbox.list(outboxSuffix)
 	if err != nil {
 		return 0, err
 	}
-	for i, name := range names {
-		if _, err := c.flushOne(ctx, name); err != nil {
-			return i, err
+	n := 0
+	var unreadable error
+	for _, name := range names {
+		_, _, err := c.flushOne(ctx, name)
+		switch {
+		case err == nil:
+			n++
+		case muster.KindOf(err) == muster.Corrupt:
+			unreadable = cmp.Or(unreadable, err)
+		default:
+			return n, err
 		}
 	}
-	return len(names), nil
+	return n, unreadable
 }
 
 // A Waiting send is in the outbox.
@@ -175,15 +242,18 @@ type Waiting struct {
 	Nodes    []muster.NodeName `json:"nodes"`
 	Since    time.Time         `json:"since"`
 	Deadline time.Time         `json:"deadline"`
+	// Unreadable is the file of a send that cannot be read; then nothing else is
+	// known of it.
+	Unreadable string `json:"unreadable,omitempty"`
 }
 
 // Outbox lists the sends that wait in the outbox, in the order in which they
-// will be sent.
+// will be sent, and then those that cannot be read.
 func (c *Client) Outbox() ([]Waiting, error) {
 	if c.outbox == nil {
 		return nil, nil
 	}
-	names, err := c.outbox.list()
+	names, err := c.outbox.list(outboxSuffix)
 	if err != nil {
 		return nil, err
 	}
@@ -192,31 +262,27 @@ func (c *Client) Outbox() ([]Waiting, error) {
 		b, err := c.outbox.read(name)
 		switch {
 		case errors.Is(err, fs.ErrNotExist): // sent meanwhile
+		case muster.KindOf(err) == muster.Corrupt: // set aside; it comes below
 		case err != nil:
 			return all, err
 		default:
-			all = append(all, Waiting{b.Sent.ID, b.Sent.Method, b.Sent.Nodes, b.Sent.IssuedAt, b.Sent.Deadline})
+			all = append(all, Waiting{ID: b.Sent.ID, Method: b.Sent.Method, Nodes: b.Sent.Nodes, Since: b.Sent.IssuedAt, Deadline: b.Sent.Deadline})
 		}
 	}
-	return all, nil
-}
-
-// OutboxLen returns the number of sends that wait in the outbox.
-func (c *Client) OutboxLen() (int, error) {
-	if c.outbox == nil {
-		return 0, nil
+	aside, err := c.outbox.list(unreadableSuffix)
+	for _, name := range aside {
+		all = append(all, Waiting{Unreadable: filepath.Join(c.outbox.dir, name)})
 	}
-	names, err := c.outbox.list()
-	return len(names), err
+	return all, err
 }
 
 // lockPoll is how often a taken lock is tried again.
 const lockPoll = 20 * time.Millisecond
 
-// lock keeps two senders from publishing one outbox at once, which could
-// change the order. The kernel frees it when its holder dies.
-func (o *outbox) lock(ctx context.Context) (unlock func(), err error) {
-	f, err := os.OpenFile(filepath.Join(o.dir, ".lock"), os.O_CREATE|os.O_RDWR, 0o600)
+// lock keeps two senders from doing the same to one outbox at once, which
+// could change the order. The kernel frees it when its holder dies.
+func (o *outbox) lock(ctx context.Context, name string) (unlock func(), err error) {
+	f, err := os.OpenFile(filepath.Join(o.dir, name), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, muster.Errorf(muster.Unavailable, "lock the outbox: %w", err)
 	}

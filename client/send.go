@@ -20,15 +20,17 @@ type batch struct {
 	Commands []command `json:"commands"`
 }
 
-// A sent record tells the operator's side what was sent to whom. A second one
-// of the same id lists what the broker refused.
+// A sent record tells the operator's side what was sent to whom. Further ones
+// of the same id list what the broker refused, and which nodes were removed.
 type sent struct {
 	ID       muster.CommandID  `json:"id"`
-	Caller   string            `json:"caller"` // for display; nodes know better
+	Caller   string            `json:"caller"` // nobody verifies this
 	Method   muster.Method     `json:"method"`
 	Input    json.RawMessage   `json:"input,omitempty"`
 	Nodes    []muster.NodeName `json:"nodes,omitempty"`
 	Refused  []Refusal         `json:"refused,omitempty"`
+	Gone     []muster.NodeName `json:"gone,omitempty"` // removed before they said how the command ended
+	GoneAt   time.Time         `json:"gone_at,omitzero"`
 	IssuedAt time.Time         `json:"issued_at"`
 	Deadline time.Time         `json:"deadline"`
 	// How it was to run, so that it can be sent again in the same way. Records
@@ -62,22 +64,26 @@ func (c *Client) Send(ctx context.Context, r Request) (Receipt, error) {
 	}
 	receipt := Receipt{ID: b.Sent.ID, Nodes: b.Sent.Nodes, Deadline: b.Sent.Deadline}
 	if c.outbox == nil {
-		refused, err := c.publish(ctx, b)
+		refused, _, err := c.publish(ctx, b)
 		return receipt.less(refused), err
 	}
-	entry, err := c.outbox.add(b)
+	entry, err := c.outbox.add(ctx, b)
 	if err != nil {
 		return Receipt{}, err
 	}
-	refused, err := c.flushThrough(ctx, entry)
-	if kind := muster.KindOf(err); kind == muster.Unavailable || kind == muster.Interrupted || ctx.Err() != nil {
+	refused, kept, err := c.flushThrough(ctx, entry)
+	switch kind := muster.KindOf(err); {
+	case err == nil || !kept:
+	case kind == muster.Unavailable || kind == muster.Interrupted || ctx.Err() != nil:
 		c.log.Debug("broker is away; the outbox keeps the send", "err", err)
 		receipt.Outbox = true
 		return receipt, nil
-	}
-	if kind := muster.KindOf(err); kind == muster.Full {
+	case kind == muster.Full:
 		err = muster.Errorf(kind, "%w; the outbox keeps the send", err).
 			WithHint("free disk space on the broker's machine; the next send, or 'muster outbox flush', sends this one first")
+	default:
+		err = muster.Errorf(kind, "%w; the outbox keeps the send", err).
+			WithHint("some of it may be sent; the next send, or 'muster outbox flush', goes on with it")
 	}
 	return receipt.less(refused), err
 }
@@ -153,8 +159,9 @@ func (c *Client) frame(e muster.Command) ([]byte, error) {
 }
 
 // publish stores a batch with the broker, continuing after each loss of the
-// connection with the first message that was not stored.
-func (c *Client) publish(ctx context.Context, b batch) ([]Refusal, error) {
+// connection with the first message that was not stored. Begun says that some
+// of it was given to the broker.
+func (c *Client) publish(ctx context.Context, b batch) (refused []Refusal, begun bool, err error) {
 	results := make([]error, 1+len(b.Commands))
 	for i := range results {
 		results[i] = errNotSent
@@ -165,24 +172,24 @@ func (c *Client) publish(ctx context.Context, b batch) ([]Refusal, error) {
 			if !time.Now().Before(b.Sent.Deadline) {
 				expire(results)
 			}
+			begun = true
 			if err = publishOnce(ctx, conn.Subjects(), p, b, results); err == nil {
 				break
 			}
 		}
 		if c.outbox != nil && attempt > 0 || muster.KindOf(err) != muster.Unavailable || !pause(ctx, attempt) {
-			return nil, err
+			return nil, begun, err
 		}
 	}
-	var refused []Refusal
 	for i, err := range results[1:] {
 		if err != nil {
 			refused = append(refused, Refusal{b.Commands[i].Node, muster.AsError(muster.Unavailable, err)})
 		}
 	}
 	if results[0] != nil {
-		return refused, results[0]
+		return refused, begun, results[0]
 	}
-	return refused, c.recordRefusals(ctx, b.Sent, refused)
+	return refused, begun, c.recordRefusals(ctx, b.Sent, refused)
 }
 
 // expire gives up what was not sent before its deadline. The sent record is

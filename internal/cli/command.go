@@ -181,7 +181,7 @@ func (p *program) commandText(ctx context.Context, c SDK, s client.Status) error
 	field("command", muster.Key{ID: s.ID, Node: s.Node}.String())
 	field("method", string(s.Method))
 	field("input", string(s.Input))
-	field("caller", s.Caller)
+	field("caller", callerText(s))
 	state := stateCell(s.State)
 	fmt.Fprintf(w, "%-9s %s\n", "state", p.outTerm.paint(state.color, state.text))
 	field("reason", reason(s))
@@ -482,4 +482,13 @@ func lifetime(s client.Status) time.Duration {
 		return d
 	}
 	return client.DefaultLifetime
+}
+
+// callerText is who a command is from. The node knows; before it has spoken
+// there is only what the sender says of itself.
+func callerText(s client.Status) string {
+	if s.Caller == "" && s.Claimed != "" {
+		return s.Claimed + " (not verified: the node has not spoken yet)"
+	}
+	return s.Caller
 }

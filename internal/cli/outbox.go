@@ -42,6 +42,11 @@ they will be sent. The broker is not asked.`,
 					return list(p, all, func() *table {
 						t := newTable("ID", "METHOD", "NODES", "SINCE", "DEADLINE")
 						for _, w := range all {
+							if w.Unreadable != "" {
+								t.row("", "", cell{"cannot be read", red}, "", "")
+								t.note(w.Unreadable)
+								continue
+							}
 							t.row(w.ID, w.Method, nodesText(w.Nodes), ago(p.now(), w.Since), ago(p.now(), w.Deadline))
 						}
 						return t

@@ -22,6 +22,7 @@ type outcome struct {
 	Method       muster.Method       `json:"method"`
 	Input        json.RawMessage     `json:"input,omitempty"`
 	Caller       string              `json:"caller,omitempty"`
+	Claimed      string              `json:"claimed_caller,omitempty"`
 	State        muster.State        `json:"state"`
 	Final        bool                `json:"final"`
 	Reason       string              `json:"reason,omitempty"`
@@ -45,7 +46,7 @@ type outcome struct {
 // outcomeOf makes an outcome. With a client, the output is read whole.
 func outcomeOf(ctx context.Context, c SDK, s client.Status) (outcome, error) {
 	o := outcome{
-		ID: s.ID, Node: s.Node, Method: s.Method, Input: s.Input, Caller: s.Caller,
+		ID: s.ID, Node: s.Node, Method: s.Method, Input: s.Input, Caller: s.Caller, Claimed: s.Claimed,
 		State: s.State, Final: s.State.Final(), Reason: reason(s), Inferred: s.Inferred,
 		Sent: s.Sent, Deadline: s.Deadline, History: s.History,
 	}

@@ -91,7 +91,7 @@ func (o *overview) look(ctx context.Context, c SDK) error {
 	if err != nil {
 		return err
 	}
-	o.Outbox = len(waiting)
+	o.Outbox = len(waiting) // those that cannot be read, too: they want to be seen
 	nodes, err := c.Nodes(ctx)
 	if err != nil {
 		return err
