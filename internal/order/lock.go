@@ -144,6 +144,9 @@ func (n *Node) decideCall(now time.Time, s *Signed) verdict {
 	if !n.timely(now, s) {
 		return verdict{code: Clock, forward: true}
 	}
+	if now.Before(n.cfg.HeldUntil) {
+		return verdict{code: Busy, forward: true}
+	}
 	if s.Scope != "" && !n.selects(s.Scope) {
 		return verdict{code: NotSelected, forward: true}
 	}

@@ -30,6 +30,11 @@ type Config struct {
 	// CALLs are taken from 30 s after it on: those of before, it cannot tell.
 	Booted time.Time
 
+	// HeldUntil is how long another Order may hold the node that it cannot know
+	// of, since what an earlier process left cannot be read. Until then it
+	// answers CALLs with Busy.
+	HeldUntil time.Time
+
 	// Selects reports whether a scope or selector, never empty, matches this
 	// node. It answers at once, from memory. nil matches nothing.
 	Selects func(selector string) bool

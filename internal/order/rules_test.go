@@ -17,6 +17,7 @@ type rig struct {
 	counter  uint64
 	saved    []byte
 	booted   time.Time
+	held     time.Time
 	order    OrderID
 	seq      uint32
 	events   []Event
@@ -33,7 +34,7 @@ func newRig(t testing.TB) *rig {
 // start starts the node, anew with what it has saved, and proves the neighbour.
 func (r *rig) start() {
 	r.boots++
-	cfg := Config{ID: [16]byte{1}, Name: "one", Cluster: "muster", Booted: r.booted, Operators: operators(), Seed: [32]byte{r.boots}, Selects: func(s string) bool { return s == "mine" }}
+	cfg := Config{ID: [16]byte{1}, Name: "one", Cluster: "muster", Booted: r.booted, HeldUntil: r.held, Operators: operators(), Seed: [32]byte{r.boots}, Selects: func(s string) bool { return s == "mine" }}
 	node, err := New(cfg, r.now, r.saved)
 	if err != nil {
 		r.t.Fatal(err)
@@ -381,6 +382,20 @@ func TestACallerAheadIsNotHeardTwice(t *testing.T) {
 			t.Errorf("%d queries have run", len(r.queries))
 		}
 	}
+}
+
+// TestALockThatCannotBeRead: a node that may be somebody's, and cannot know,
+// takes no Call for as long.
+func TestALockThatCannotBeRead(t *testing.T) {
+	r := newRig(t)
+	r.saved, r.held = nil, r.now.Add(20*time.Second)
+	r.start()
+	r.want("a CALL meanwhile", r.call(r.order, nil), Busy)
+	r.want("its ORDER", r.again(KindOrder, "", 1), NotMember)
+	r.want("one that breaks glass", r.call(OrderID{7}, func(s *Signed) { s.Flags |= FlagBreakGlass }), Busy)
+	r.wantState(Idle)
+	r.pass(20 * time.Second)
+	r.want("a CALL afterwards", r.call(OrderID{8}, nil), OK)
 }
 
 func TestRestartAfterTheEnd(t *testing.T) {

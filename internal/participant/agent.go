@@ -84,14 +84,15 @@ func NewAgent(o AgentOptions) (*Agent, error) {
 }
 
 // restore makes the node with the lock that an earlier process may have left,
-// and returns the lock's file. What cannot be read must not keep the agent from
-// being there when it is needed.
+// and returns the lock's file. With one that cannot be read the agent is there
+// all the same, and relays; but it takes no Call for as long as a lease can last
+// that was noted there.
 func (a *Agent) restore(cfg order.Config) (string, error) {
 	if a.o.LockFolder == "" {
 		return "", muster.Errorf(muster.Internal, "an agent needs a folder for its lock")
 	}
-	if err := os.MkdirAll(a.o.LockFolder, 0o700); err != nil {
-		return "", muster.Errorf(muster.Unavailable, "make a folder for the lock: %w", err)
+	if err := privateFolder(a.o.LockFolder); err != nil {
+		return "", err
 	}
 	path := filepath.Join(a.o.LockFolder, order.NodeID(cfg.ID[:8]).String()+".lock")
 	saved, err := ReadLock(path)
@@ -99,10 +100,21 @@ func (a *Agent) restore(cfg order.Config) (string, error) {
 		a.node, err = order.New(cfg, time.Now(), saved)
 	}
 	if kind := muster.KindOf(err); kind == muster.Corrupt || kind == muster.Unavailable {
-		a.log("the lock of an earlier start cannot be read, and is forgotten: " + err.Error())
+		cfg.HeldUntil = mayHoldUntil(path, time.Now())
+		a.log("the lock of an earlier start cannot be read; another Order is taken from " + cfg.HeldUntil.Format(time.DateTime) + " on: " + err.Error())
 		a.node, err = order.New(cfg, time.Now(), nil)
 	}
 	return path, err
+}
+
+// mayHoldUntil returns when the longest lease ends that can stand in a lock's
+// file. A time of the file that is ahead of the clock says nothing.
+func mayHoldUntil(path string, now time.Time) time.Time {
+	written := now
+	if info, err := os.Stat(path); err == nil && info.ModTime().Before(now) {
+		written = info.ModTime()
+	}
+	return written.Add(order.MaxLease)
 }
 
 // Run works until the context ends, or a carrier fails.

@@ -130,6 +130,42 @@ func TestARestartForgetsNoLockAndRepeatsNoQuery(t *testing.T) {
 	})
 }
 
+// A machine whose lock was damaged while its agent was away is not given to
+// another operator as long as the first may hold it.
+func TestADamagedLockIsNobodyElses(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l, n, all := segment(t)
+		time.Sleep(20 * time.Second) // the agents find one another
+		o := l.call("op", n.wire("op"), 0, l.operator.PrivateKey())
+		hold(t, l, o, 60*time.Second, 3)
+		all[1].stop()
+		locks, err := filepath.Glob(filepath.Join(l.dir, "b", "lock", "*.lock"))
+		if err != nil || len(locks) != 1 {
+			t.Fatalf("locks %q, %v", locks, err)
+		}
+		if err := os.WriteFile(locks[0], []byte("garbage"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chtimes(locks[0], time.Time{}, time.Now()); err != nil { // the time of the bubble
+			t.Fatal(err)
+		}
+		l.start("b", n.wire("b"), 0)
+		time.Sleep(20 * time.Second)
+		if _, err := o.Release(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Minute)
+		other := l.call("other", n.wire("other"), 0, l.operator.PrivateKey())
+		hold(t, l, other, 60*time.Second, 2) // a and c
+		if _, err := other.Release(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(order.MaxLease)
+		last := l.call("last", n.wire("last"), 0, l.operator.PrivateKey())
+		hold(t, l, last, 60*time.Second, 3)
+	})
+}
+
 func TestAnOutageEndsAndALeaseDoes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l, n, all := segment(t)

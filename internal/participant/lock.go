@@ -29,6 +29,31 @@ func LockFolder(getenv func(string) string) string {
 	return filepath.Join(os.TempDir(), "muster-"+strconv.Itoa(os.Getuid()))
 }
 
+// privateFolder makes a folder that only this user can enter. One that is
+// another's is not used, and one that others can enter is closed to them: who can
+// write to it takes locks away, and who connects to a session's socket in it
+// commands the fleet.
+func privateFolder(path string) error {
+	if err := os.MkdirAll(path, 0o700); err != nil {
+		return muster.Errorf(muster.Unavailable, "make a folder for Orders: %w", err)
+	}
+	info, err := os.Lstat(path)
+	if err != nil {
+		return muster.Errorf(muster.Unavailable, "look at the folder of Orders: %w", err)
+	}
+	if !info.IsDir() || !ours(info) {
+		return muster.Errorf(muster.Denied, "%s, the folder of Orders, is not a folder of this user", path).
+			WithHint("look who made it, and remove it, or name another one")
+	}
+	if info.Mode().Perm()&0o077 == 0 {
+		return nil
+	}
+	if err := os.Chmod(path, 0o700); err != nil {
+		return muster.Errorf(muster.Denied, "others can use %s, the folder of Orders: %w", path, err)
+	}
+	return nil
+}
+
 // ReadLock returns the content of the lock's file, nothing if there is none.
 func ReadLock(path string) ([]byte, error) {
 	f, err := os.Open(path)

@@ -148,25 +148,6 @@ func ListenSession(path string, held Held) (*Session, error) {
 	return &Session{held: held, listener: l, released: make(chan struct{})}, nil
 }
 
-// privateFolder makes a folder that only this user can enter. One that others
-// can is not used: whoever connects to a socket in it commands the fleet.
-func privateFolder(path string) error {
-	if err := os.MkdirAll(path, 0o700); err != nil {
-		return muster.Errorf(muster.Unavailable, "make the folder of sessions: %w", err)
-	}
-	info, err := os.Stat(path)
-	if err != nil {
-		return muster.Errorf(muster.Unavailable, "look at the folder of sessions: %w", err)
-	}
-	if info.Mode().Perm()&0o077 == 0 {
-		return nil
-	}
-	if err := os.Chmod(path, 0o700); err != nil {
-		return muster.Errorf(muster.Denied, "others can use %s, the folder of sessions: %w", path, err)
-	}
-	return nil
-}
-
 // Released is closed when another process releases the Order. Serve, when its
 // context ends then, waits until that is done.
 func (s *Session) Released() <-chan struct{} { return s.released }
