@@ -2,6 +2,7 @@ package participant
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -73,24 +74,74 @@ func TestTheJournalIsPublishedOnce(t *testing.T) {
 	}
 }
 
+// A full file is set aside while the agent runs, and what was not published of
+// it still is, also by an agent that was started anew.
 func TestAFullJournalIsBegunAnew(t *testing.T) {
 	folder := t.TempDir()
 	path := filepath.Join(folder, "order.log")
-	if err := os.WriteFile(path, []byte(strings.Repeat("x\n", maxJournal/2)), 0o600); err != nil {
+	full := func(j *Journal, letter string) *Journal {
+		t.Helper()
+		if j != nil {
+			if err := j.Close(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := os.WriteFile(path, []byte(strings.Repeat(letter+"\n", maxJournal/2)), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return openJournal(t, folder)
+	}
+	if err := os.WriteFile(path+".published", fmt.Append(nil, maxJournal-4), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(path+".published", []byte("100"), 0o600); err != nil {
+	j := full(nil, "x")
+	if lines, err := published(j, 1); err == nil || !slices.Equal(lines, []string{"x"}) {
+		t.Errorf("%q, %v", lines, err)
+	}
+	if err := j.Runs(order.Query{Seq: 1}); err != nil {
+		t.Fatal(err)
+	}
+	if info, err := os.Stat(path + ".1"); err != nil || info.Size() != maxJournal {
+		t.Errorf("%v, %v", info, err)
+	}
+	if err := j.Close(); err != nil {
+		t.Fatal(err)
+	}
+	j = openJournal(t, folder)
+	if lines, err := published(j, 10); err != nil || len(lines) != 2 || lines[0] != "x" || !strings.Contains(lines[1], " runs ") {
+		t.Errorf("%q, %v", lines, err)
+	}
+	j = full(j, "y") // as if it had grown
+	if err := os.WriteFile(path+".published", fmt.Append(nil, 2*maxJournal-2), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	j = full(j, "z")
+	for seq := range uint32(3) {
+		if err := j.Runs(order.Query{Seq: seq}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if lines, err := published(j, 10); err != nil || len(lines) != 4 || lines[0] != "z" {
+		t.Errorf("%q, %v", lines, err)
+	}
+	if again, err := published(j, 10); err != nil || len(again) != 0 {
+		t.Errorf("published twice: %q, %v", again, err)
+	}
+}
+
+// A line that a crash has cut short stays by itself.
+func TestATornLineStaysByItself(t *testing.T) {
+	folder := t.TempDir()
+	if err := os.WriteFile(filepath.Join(folder, "order.log"), []byte("whole\npart of a li"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	j := openJournal(t, folder)
 	if err := j.Runs(order.Query{Seq: 1}); err != nil {
 		t.Fatal(err)
 	}
-	if lines, err := published(j, 10); err != nil || len(lines) != 1 {
+	lines, err := published(j, 10)
+	if err != nil || len(lines) != 3 || lines[1] != "part of a li" || !strings.Contains(lines[2], " runs ") {
 		t.Errorf("%q, %v", lines, err)
-	}
-	if info, err := os.Stat(path + ".1"); err != nil || info.Size() != maxJournal {
-		t.Errorf("%v, %v", info, err)
 	}
 }
 
