@@ -17,7 +17,13 @@ func get(g Get) (Chunk, error) {
 	if g.Length == 0 {
 		g.Length = MaxGet
 	}
-	info, err := os.Stat(g.Path)
+	// What is looked at is what was opened; a pipe does not wait for its writer.
+	f, err := os.OpenFile(g.Path, os.O_RDONLY|noWait, 0)
+	if err != nil {
+		return Chunk{}, fileError("read", err)
+	}
+	defer f.Close()
+	info, err := f.Stat()
 	if err != nil {
 		return Chunk{}, fileError("read", err)
 	}
@@ -27,11 +33,6 @@ func get(g Get) (Chunk, error) {
 	if info.Size() > MaxFile {
 		return Chunk{}, muster.Errorf(muster.Full, "%s has %d bytes; %d are possible", g.Path, info.Size(), MaxFile)
 	}
-	f, err := os.Open(g.Path)
-	if err != nil {
-		return Chunk{}, fileError("read", err)
-	}
-	defer f.Close()
 	data := make([]byte, g.Length)
 	n, err := f.ReadAt(data, g.Offset)
 	if err != nil && !errors.Is(err, io.EOF) {
@@ -58,11 +59,15 @@ func put(p Put) (Written, error) {
 }
 
 // addPiece appends a piece to what is there, and returns how much there is. A
-// first piece begins anew.
+// first piece begins anew, with a file that nobody can have put there before:
+// the folder may be one that others write to.
 func addPiece(part string, p Put) (int64, error) {
-	flags := os.O_RDWR
+	flags := os.O_RDWR | noFollow
 	if p.Offset == 0 {
-		flags |= os.O_CREATE | os.O_TRUNC
+		if err := os.Remove(part); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return 0, fileError("write", err)
+		}
+		flags |= os.O_CREATE | os.O_EXCL
 	}
 	f, err := os.OpenFile(part, flags, 0o600)
 	if errors.Is(err, fs.ErrNotExist) && p.Offset > 0 {
