@@ -2,11 +2,13 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -42,11 +44,28 @@ type program struct {
 // Main runs one command line and returns its exit code. The end of ctx
 // interrupts it.
 func Main(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer, env func(string) string) int {
+	ctx, gone := context.WithCancel(ctx)
+	defer gone()
 	return run(ctx, &program{
-		stdin: stdin, stdout: stdout, stderr: stderr, env: env,
+		stdin: stdin, stdout: &reader{w: stdout, gone: gone}, stderr: stderr, env: env,
 		back: application{}, now: time.Now, folders: config.SettingsFolders(),
 		outTerm: terminalOf(stdout, env), errTerm: terminalOf(stderr, env), inTerm: isTerminal(stdin),
 	}, args)
+}
+
+// A reader is who reads the standard output. When it goes away, as head does,
+// the command is interrupted: an Order is released, and nothing follows for ever.
+type reader struct {
+	w    io.Writer
+	gone func()
+}
+
+func (r *reader) Write(b []byte) (int, error) {
+	n, err := r.w.Write(b)
+	if errors.Is(err, syscall.EPIPE) {
+		r.gone()
+	}
+	return n, err
 }
 
 func run(ctx context.Context, p *program, args []string) int {

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/signal"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -22,6 +23,7 @@ import (
 func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){"muster": func() {
 		ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt) // as main does
+		signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 		defer stop()
 		os.Exit(Main(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr, os.Getenv))
 	}})

@@ -3,7 +3,9 @@ package cli
 import (
 	"bytes"
 	"context"
+	"os"
 	"strings"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -75,4 +77,31 @@ type neverThere struct{ fakeSDK }
 
 func (*neverThere) Events(context.Context, client.EventQuery, func(client.Event) error) error {
 	return muster.Errorf(muster.Unavailable, "no broker answers")
+}
+
+// brokenPipe is the output of a command whose reader has gone away.
+type brokenPipe struct{}
+
+func (brokenPipe) Write([]byte) (int, error) {
+	return 0, &os.PathError{Op: "write", Path: "|1", Err: syscall.EPIPE}
+}
+
+// endless has events until it is told to stop, whatever becomes of them.
+type endless struct{ fakeSDK }
+
+func (*endless) Events(ctx context.Context, _ client.EventQuery, handle func(client.Event) error) error {
+	_ = handle(client.Event{Time: noon, Node: "a", Type: "orphans", Message: "first"})
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+func TestAReaderThatGoesAwayInterrupts(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	var errs bytes.Buffer
+	p := &program{stdin: strings.NewReader(""), stdout: &reader{w: brokenPipe{}, gone: cancel}, stderr: &errs, back: fakeBackend{sdk: &endless{}},
+		env: func(string) string { return "" }, now: time.Now}
+	if code := run(ctx, p, []string{"event", "follow"}); code != ExitInterrupted || errs.Len() > 0 {
+		t.Errorf("exit code %d, %q", code, errs.String())
+	}
 }
