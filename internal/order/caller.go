@@ -23,6 +23,21 @@ type Caller struct {
 	tries int // Calls lost in a row
 }
 
+// A root is what a node knows of its Caller. Programs that only have agents are
+// built without a Caller that way.
+type root interface {
+	// holds returns the Order, if the caller has one.
+	holds() (OrderID, bool)
+	// enough reports whether a wave need not wait any longer.
+	enough(*wave) bool
+	answered(*wave, Part)
+	finished(time.Time, *wave)
+	tick(time.Time)
+	next() time.Time
+}
+
+var _ root = (*Caller)(nil)
+
 type phase uint8
 
 const (
@@ -319,6 +334,13 @@ func (c *Caller) lose(now time.Time, w *wave, absent []Member) {
 	if _, err := c.issue(now, KindRelease, "", nil, waveTime); err != nil {
 		return // the hold ends by itself
 	}
+}
+
+func (c *Caller) holds() (OrderID, bool) {
+	if c.phase != holding {
+		return OrderID{}, false
+	}
+	return c.call.order, true
 }
 
 func (c *Caller) tick(now time.Time) {

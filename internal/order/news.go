@@ -32,8 +32,8 @@ func (n *Node) stance(now time.Time) stance {
 		return stance{s.State, s.Order}
 	}
 	is := stance{state: CallerState}
-	if n.caller != nil && n.caller.phase == holding {
-		is.order = n.caller.call.order // so that others can see whose it is
+	if n.caller != nil {
+		is.order, _ = n.caller.holds() // so that others can see whose it is
 	}
 	return is
 }

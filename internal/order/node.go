@@ -50,7 +50,7 @@ type Node struct {
 	start  time.Time // CALLs are to be later
 	count  uint64    // the counter of the last frame
 	ready  Ready
-	caller *Caller // of which this is the node, or nil
+	caller root // of whose waves this is the root, or nil
 
 	// overlay
 	peers   map[NodeID]*peer

@@ -93,16 +93,29 @@ func (n *Node) Peers() []Peer {
 	var all []Peer
 	neighbours := n.neighbours()
 	for _, p := range slices.SortedFunc(maps.Values(n.peers), func(a, b *peer) int { return bytes.Compare(a.id[:], b.id[:]) }) {
-		addr, hub := p.addr, p.hub
-		if !p.proved {
-			addr, hub = p.claimed.addr, ""
-		}
-		if addr.overHub() {
-			addr, hub = "", addr
-		}
-		all = append(all, Peer{p.id, p.name, addr, hub, p.role, p.state, p.order, p.hint, slices.Contains(neighbours, p), p.heard, int(p.reaches)})
+		all = append(all, p.known(neighbours))
 	}
 	return all
+}
+
+// Peer returns what is known of one other.
+func (n *Node) Peer(id NodeID) (Peer, bool) {
+	p := n.peers[id]
+	if p == nil {
+		return Peer{}, false
+	}
+	return p.known(n.neighbours()), true
+}
+
+func (p *peer) known(neighbours []*peer) Peer {
+	addr, hub := p.addr, p.hub
+	if !p.proved {
+		addr, hub = p.claimed.addr, ""
+	}
+	if addr.overHub() {
+		addr, hub = "", addr
+	}
+	return Peer{p.id, p.name, addr, hub, p.role, p.state, p.order, p.hint, slices.Contains(neighbours, p), p.heard, int(p.reaches)}
 }
 
 // Neighbours returns how many nodes a wave would be forwarded to. A Caller
@@ -392,7 +405,11 @@ func (n *Node) answers(p *peer, from Address) bool {
 	if n.role == RoleAgent {
 		return n.near(p.place) || from.overHub()
 	}
-	return p.role == RoleCaller && n.caller != nil && n.caller.phase == holding
+	if n.caller == nil {
+		return false
+	}
+	_, holding := n.caller.holds()
+	return p.role == RoleCaller && holding
 }
 
 // greet says HELLO, to a newcomer or to who may know it.

@@ -238,12 +238,11 @@ func (a *Agent) explain(e order.Event) string {
 
 // nameOf returns the name and id of a peer. It is called by the loop's goroutine.
 func (a *Agent) nameOf(id order.NodeID) string {
-	for _, p := range a.node.Peers() {
-		if p.ID == id && p.Name != "" {
-			return p.Name + " (" + id.String() + ", " + string(p.Address) + ")"
-		}
+	p, _ := a.node.Peer(id)
+	if p.Name == "" {
+		return id.String()
 	}
-	return id.String()
+	return p.Name + " (" + id.String() + ", " + string(p.Address) + ")"
 }
 
 func (a *Agent) log(message string) {
