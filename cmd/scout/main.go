@@ -67,8 +67,7 @@ func run(ctx context.Context, args []string) int {
 
 func complain(err error) {
 	text := "scout: " + err.Error() + "\n"
-	var e *muster.Error
-	if errors.As(err, &e) && e.Hint != "" {
+	if e, ok := errors.AsType[*muster.Error](err); ok && e.Hint != "" {
 		text += "hint: " + e.Hint + "\n"
 	}
 	_, _ = os.Stderr.WriteString(text) // there is nowhere else to say it

@@ -20,9 +20,8 @@ package cbor
 
 import (
 	"encoding/binary"
-	"maps"
 	"math"
-	"slices"
+	"sort"
 	"unicode/utf8"
 )
 
@@ -113,13 +112,26 @@ func AppendValue(b []byte, v any) []byte {
 		return b
 	case map[string]any:
 		b = appendHead(b, majorMap, uint64(len(v)))
-		for _, key := range slices.SortedFunc(maps.Keys(v), compareKeys) {
+		keys := make([]string, 0, len(v))
+		for key := range v {
+			keys = append(keys, key)
+		}
+		sort.Sort(byEncoding(keys))
+		for _, key := range keys {
 			b = AppendValue(AppendText(b, key), v[key])
 		}
 		return b
 	}
 	return AppendNull(b)
 }
+
+// byEncoding is sorted by package sort, of which regexp has small programs link
+// the one copy that there is; package slices has one for each type.
+type byEncoding []string
+
+func (l byEncoding) Len() int           { return len(l) }
+func (l byEncoding) Less(i, j int) bool { return compareKeys(l[i], l[j]) < 0 }
+func (l byEncoding) Swap(i, j int)      { l[i], l[j] = l[j], l[i] }
 
 // compareKeys orders texts as their encodings are ordered: short ones first.
 func compareKeys(a, b string) int {

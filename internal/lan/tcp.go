@@ -329,8 +329,7 @@ func (c *Carrier) await(l *link, r *bufio.Reader) bool {
 		if err == nil {
 			return true
 		}
-		var timeout net.Error
-		if !errors.As(err, &timeout) || !timeout.Timeout() {
+		if timeout, ok := errors.AsType[net.Error](err); !ok || !timeout.Timeout() {
 			return false
 		}
 	}
