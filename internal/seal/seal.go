@@ -17,7 +17,9 @@ package seal
 
 import (
 	"fmt"
+	"hash"
 	"io"
+	"sync"
 	"unicode/utf8"
 
 	"golang.org/x/crypto/blake2b"
@@ -47,7 +49,13 @@ const (
 const originalNonceSize = 24
 
 // label keeps keys of this use apart from any other use of the secret.
-const label = "muster-envelope-v0"
+var label = []byte("muster-envelope-v0")
+
+// Sizes of what secretbox takes.
+const (
+	keySize      = 32
+	boxNonceSize = 24
+)
 
 // Why an envelope is refused. They are values, since refusing happens at the
 // rate at which strangers send.
@@ -65,6 +73,15 @@ type Box struct {
 	cluster string
 	secret  [SecretSize]byte
 	nonces  io.Reader
+	keys    *keys
+}
+
+// Keys are derived with one hash, since one for each envelope would be most of
+// what a small agent leaves to its collector of garbage.
+type keys struct {
+	mu   sync.Mutex // guards all
+	hash hash.Hash
+	sum  [keySize + boxNonceSize]byte
 }
 
 // New returns the box of a constellation: its key, at most MaxCluster bytes of
@@ -77,7 +94,12 @@ func New(cluster string, secret []byte, nonces io.Reader) (*Box, error) {
 	if len(secret) != SecretSize {
 		return nil, muster.Errorf(muster.Invalid, "a constellation's secret has %d bytes, not %d", SecretSize, len(secret))
 	}
-	return &Box{cluster: cluster, secret: [SecretSize]byte(secret), nonces: nonces}, nil
+	k := &keys{}
+	var err error
+	if k.hash, err = blake2b.New(len(k.sum), secret); err != nil {
+		return nil, muster.Errorf(muster.Internal, "a keyed hash: %w", err)
+	}
+	return &Box{cluster: cluster, secret: [SecretSize]byte(secret), nonces: nonces, keys: k}, nil
 }
 
 // Format hides the secret from every verb of package fmt.
@@ -156,16 +178,15 @@ func (b *Box) header(envelope []byte, want byte) (header, error) {
 }
 
 // derive returns the key and the nonce of the secretbox that follows a header.
-func (b *Box) derive(header []byte) (key [32]byte, nonce [24]byte) {
-	hash, err := blake2b.New(len(key)+len(nonce), b.secret[:])
-	if err != nil {
-		panic(err) // the sizes are constants that it accepts
-	}
-	hash.Write([]byte(label))
-	hash.Write(header)
-	var sum [len(key) + len(nonce)]byte
-	hash.Sum(sum[:0])
-	return [32]byte(sum[:32]), [24]byte(sum[32:])
+func (b *Box) derive(header []byte) (key [keySize]byte, nonce [boxNonceSize]byte) {
+	k := b.keys
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.hash.Reset()
+	k.hash.Write(label)
+	k.hash.Write(header)
+	k.hash.Sum(k.sum[:0])
+	return [keySize]byte(k.sum[:]), [boxNonceSize]byte(k.sum[keySize:])
 }
 
 // Size returns how many bytes the whole envelope of version 0 has that begins
