@@ -10,15 +10,15 @@ import (
 )
 
 // TestSmall builds scout as 'make build' does. What makes it larger is mostly an
-// import: of encoding/json, log/slog, or a library.
+// import: of log/slog, or a library. What was asked for is 4 MB.
 func TestSmall(t *testing.T) {
 	if testing.Short() {
 		t.Skip("builds a program; -short")
 	}
-	const limit = 4_000_000
+	const limit = 3_900_000
 	exe := filepath.Join(t.TempDir(), "scout")
 	cmd := exec.Command("go", "build", "-trimpath", "-gcflags=all=-l", "-gcflags=crypto/...=", "-gcflags=golang.org/x/crypto/...=",
-		"-gcflags=github.com/musterfleet/...=", "-ldflags=-s -w", "-o", exe, ".")
+		"-ldflags=-s -w", "-o", exe, ".")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH=amd64")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
