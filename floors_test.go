@@ -18,7 +18,7 @@ const module = "github.com/musterfleet/muster"
 // lower floors; packages on one floor do not know each other.
 var floors = [][]string{
 	{"", "internal/cbor"},
-	{"internal/delivery", "internal/aaa", "internal/filter", "internal/method", "internal/pki", "internal/order", "internal/seal", "internal/scheduler", "internal/rpc"},
+	{"internal/delivery", "internal/aaa", "internal/filter", "internal/method", "internal/pki", "internal/order", "internal/rendezvous", "internal/seal", "internal/scheduler", "internal/rpc"},
 	{"internal/bus", "internal/broker", "internal/journal", "internal/methods", "internal/facts", "internal/config", "internal/constellation", "internal/lan", "internal/systemd", "internal/podman", "internal/caddy", "internal/cgi"},
 	{"internal/playbook", "internal/deploy", "internal/discovery", "internal/datastore", "internal/federation"},
 	{"client", "internal/agent", "internal/enrol", "internal/participant"},
