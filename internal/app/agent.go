@@ -308,6 +308,7 @@ func newAgent(ctx context.Context, o AgentOptions, n config.NodeFolder, orders *
 		Problems: orders.problems, Again: orders.again, Redial: orders.redial, Tell: orders.tell,
 		During: orders.during, Paused: orders.paused, Repause: orders.repause,
 		Online: func(online bool) {
+			orders.online(online)
 			if online && o.Ready != nil {
 				once.Do(o.Ready)
 			}

@@ -289,7 +289,13 @@ func (s *session) once(ctx context.Context, ready func()) error {
 	wg.Go(func() { s.tidy(ctx) })
 	defer wg.Wait()
 	defer cancel()
-	service := enrol.Service{Fleet: s.fleet, UpdateAccount: s.update, Log: s.log, Ready: ready}
+	meeting := newMeeting(time.Now(), s.log)
+	stop, err := meeting.serve(conn)
+	if err != nil {
+		return err
+	}
+	defer stop()
+	service := enrol.Service{Fleet: s.fleet, UpdateAccount: s.update, Log: s.log, Ready: ready, Removed: meeting.forget}
 	err = service.Serve(ctx, conn)
 	if err == nil || errors.Is(err, context.Canceled) {
 		err = muster.Errorf(muster.Unavailable, "the connection ended")

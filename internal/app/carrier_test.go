@@ -31,6 +31,7 @@ var promises = []struct {
 	{"a question is answered", questionIsAnswered},
 	{"a removed node is put out", removedNodeIsPutOut},
 	{"a removal disturbs nobody", removalDisturbsNobody},
+	{"nodes learn of others", nodesLearnOfOthers},
 	{"no detour to others", noDetourToOthers},
 	{"the service is no detour", serviceIsNoDetour},
 	{"commands move to other streams", commandsMove},

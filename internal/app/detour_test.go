@@ -132,7 +132,7 @@ func noDetourToOthers(t *testing.T, f fleet) {
 		s.Prefix + ".fleet.x.node." + string(other), s.Prefix + ".fleet.x.remove." + string(other),
 		s.Event("started", other), s.Report(muster.Key{ID: "id1", Node: other}), s.Sent("id1"),
 		s.Output(muster.Key{ID: "id1", Node: other}, bus.Stdout), s.Ping(), s.Enrol("x"),
-		s.Order("CALLER", "OTHER", other), s.Ordered("CALLER", "OTHER", other),
+		s.Order("CALLER", "OTHER", other), s.Ordered("CALLER", "OTHER", other), s.Peers("OTHER", other),
 	}
 	for _, stream := range []string{bus.StreamHistory, bus.StreamFleet, bus.StreamControl, s.CommandStream(other), bus.StreamSettings} {
 		for _, api := range []string{"$JS.API", bus.NodeAPI} {
@@ -150,7 +150,8 @@ func noDetourToOthers(t *testing.T, f fleet) {
 		// The receipt of a message, an answer of the API, the next command
 		// pulled, and commands pushed.
 		asks := map[string][]byte{
-			own: []byte(`{}`),
+			own:              []byte(`{}`),
+			s.Peers(box, me): asking(t, 1, 1),
 			bus.NodeAPI + ".CONSUMER.INFO." + s.CommandStream(me) + "." + name:          nil,
 			bus.NodeAPI + ".CONSUMER.MSG.NEXT." + s.CommandStream(me) + "." + name:      []byte(`{"no_wait":true}`),
 			bus.NodeAPI + ".DIRECT.GET." + bus.StreamControl + "." + s.Control(box, me): nil,

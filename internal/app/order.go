@@ -27,12 +27,13 @@ import (
 // OrderOptions say how an agent takes part in Orders. Without a constellation it
 // does not.
 type OrderOptions struct {
-	Constellation string   // file; default constellation.json in StateDir, then what constellation.Find says
-	Interfaces    []string // to multicast on; default all that are able
-	Peers         []string // HOST:PORT
-	Listen        string   // an IP address, without multicast then
-	Port          int      // default lan.DefaultPort, or any with Listen
-	Allow         []string // methods; nil: all
+	Constellation string     // file; default constellation.json in StateDir, then what constellation.Find says
+	Interfaces    []string   // to multicast on; default all that are able
+	Peers         []string   // HOST:PORT
+	Listen        string     // an IP address, without multicast then
+	Port          int        // default lan.DefaultPort, or any with Listen
+	Allow         []string   // methods; nil: all
+	PeerTimes     *PeerTimes // nil: the usual ones, which tests shorten
 }
 
 // orders is the part of an agent that Orders concern. All of its methods do
@@ -46,6 +47,7 @@ type orders struct {
 	redial  chan struct{} // has one when the broker's address changed
 	repause chan struct{} // has one when an Order began or ended
 	hub     *nodeHub
+	peers   *peerBook
 	hinted  chan struct{} // has one when an operator's hint of the broker's address is new
 
 	cancel  context.CancelFunc
@@ -74,6 +76,7 @@ func startOrders(ctx context.Context, o AgentOptions) (*orders, error) {
 			s.changed(order.Status{})
 		}
 	})
+	s.running.Go(func() { s.peers.run(ctx) })
 	return s, nil
 }
 
@@ -128,6 +131,13 @@ func (s *orders) prepare(c constellation.Constellation) error {
 		network.Close()
 		return errors.Join(err, s.journal.Close())
 	}
+	s.peers = openPeerBook(s.o, name, c, order.NodeID(id[:8]), network.Port(), log)
+	s.peers.visit = network.Visit
+	s.peers.heard = func(ctx context.Context) []order.Peer {
+		heard, _ := s.agent.Peers(ctx) // fails at the end only
+		return heard
+	}
+	s.peers.occupied = func() bool { _, held := s.held(); return held }
 	log.Info("this node takes part in Orders", "constellation", c.Key, "id", order.NodeID(id[:8]), "at", network.LocalAddr())
 	return nil
 }
@@ -208,10 +218,22 @@ func (s *orders) paused() string {
 	return "it waits: the node is in order " + status.Order.String()[:12] + " of operator " + status.Operator.String()
 }
 
-// during carries frames of Orders for one session with the broker.
+// during carries frames of Orders for one session with the broker, and learns of
+// others.
 func (s *orders) during(ctx context.Context, conn *bus.Conn) {
-	if s.hub != nil {
-		s.hub.during(ctx, conn)
+	if s.agent == nil {
+		return
+	}
+	var both sync.WaitGroup
+	both.Go(func() { s.hub.during(ctx, conn) })
+	s.peers.during(ctx, conn)
+	both.Wait()
+}
+
+// online is told when a session with the broker begins and ends.
+func (s *orders) online(is bool) {
+	if s.agent != nil {
+		s.peers.set(is)
 	}
 }
 

@@ -92,6 +92,11 @@ func nodeKeepsToItself(t *testing.T, f fleet) {
 	stop()
 	stopAnswers()
 
+	// What it asks the service reaches that in its own name.
+	if _, err := conn.Ask(f.ctx(), s.Peers(box, me), asking(t, 1, 1)); err != nil {
+		t.Errorf("asking for others of its constellation: %v", err)
+	}
+
 	// What it may not publish.
 	foreign := muster.Key{ID: "id1", Node: other}
 	stream := s.CommandStream(other)
@@ -101,6 +106,7 @@ func nodeKeepsToItself(t *testing.T, f fleet) {
 		s.Control(otherBox, other), s.Control(box, me), s.Settings(), s.Sent("id1"), s.Ping(), s.Enrol("x"),
 		s.Prefix + ".fleet.x.node." + string(me),
 		s.Ordered("CALLER", otherBox, other), s.Ordered("CALLER", box, other), s.Order("CALLER", otherBox, other), s.Order("CALLER", box, me),
+		s.Peers(otherBox, other), s.Peers(box, other), s.Peers(otherBox, me),
 		bus.NodeAPI + ".CONSUMER.CREATE." + stream + "." + box + "=a=b." + s.Commands(other),
 		bus.NodeAPI + ".CONSUMER.CREATE." + stream + "." + otherBox + "=a=b=c." + s.Commands(other),
 		bus.NodeAPI + ".CONSUMER.CREATE." + stream + "." + box + "=a=b",
@@ -126,6 +132,7 @@ func nodeKeepsToItself(t *testing.T, f fleet) {
 	for _, subject := range []string{
 		s.Control(otherBox, other), s.Control(bus.AnyMailbox, other), s.Control(bus.AnyMailbox, me), s.Prefix + ".control.>", s.Prefix + ".>", ">", "_INBOX.>", "_INBOX_NODE.>",
 		s.Order("CALLER", otherBox, other), s.Order(bus.AnyCaller, bus.AnyMailbox, me), s.Ordered("CALLER", box, me), s.OrderedFrom("CALLER"),
+		s.Peers(otherBox, other), s.Peers(box, me), s.AnyPeers(),
 		bus.NodeInbox(other) + ".>", s.Command(other, muster.KindCommand, "echo"), s.Report(foreign), "$JS.API.>", "$KV.>",
 	} {
 		stop, err := conn.Serve(subject, func(bus.Request) {})

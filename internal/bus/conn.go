@@ -7,6 +7,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"log/slog"
+	"net/netip"
 	"strings"
 	"sync"
 	"time"
@@ -173,6 +174,17 @@ func (c *Conn) Mailbox() string { return c.mailbox }
 
 // Settings returns what Load or Setup has read.
 func (c *Conn) Settings() Settings { return c.settings }
+
+// ClientIP returns the address that the broker sees this connection come from, the
+// zero one if it does not tell. The broker may say what it likes.
+func (c *Conn) ClientIP() netip.Addr {
+	ip, err := c.nc.GetClientIP()
+	if err != nil {
+		return netip.Addr{}
+	}
+	addr, _ := netip.AddrFromSlice(ip)
+	return addr.Unmap()
+}
 
 // RTT measures one round trip to the broker.
 func (c *Conn) RTT() (time.Duration, error) {

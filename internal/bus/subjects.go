@@ -30,6 +30,7 @@ import (
 //	P.enrol.<token id>                        not stored     a newcomer presents its token
 //	P.order.<caller>.<mailbox>.<node>         not stored     a frame of an Order, to the node
 //	P.ordered.<caller>.<mailbox>.<node>       not stored     a frame of an Order, from the node to one caller
+//	P.peers.<mailbox>.<node>                  not stored     a node asks the service for others of its constellation
 
 // A mailbox is a random token that each node shares with the operators, and the
 // operators among themselves. It stands in the subjects whose older messages
@@ -194,6 +195,14 @@ func (s Subjects) Ordered(caller, mailbox string, n muster.NodeName) string {
 // OrderedFrom is the filter for all frames to a caller.
 func (s Subjects) OrderedFrom(caller string) string { return s.Prefix + ".ordered." + caller + ".>" }
 
+// Peers is the subject on which a node asks for others of its constellation.
+func (s Subjects) Peers(mailbox string, n muster.NodeName) string {
+	return s.boxed("peers", mailbox, n)
+}
+
+// AnyPeers is the filter for all who ask.
+func (s Subjects) AnyPeers() string { return s.Prefix + ".peers.>" }
+
 // AnyCaller stands for all callers of Orders in a filter.
 const AnyCaller = "*"
 
@@ -216,7 +225,7 @@ func (s Subjects) MemberOf(subject string) (mailbox string, n muster.NodeName, o
 }
 
 // BoxOf reads mailbox and node from a subject with a mailbox (node, alive, dead,
-// control).
+// control, peers).
 func (s Subjects) BoxOf(subject, purpose string) (mailbox string, n muster.NodeName, ok bool) {
 	f, n, ok := s.rest(subject, purpose, 1)
 	if !ok {
@@ -301,6 +310,11 @@ func consumerName(mailbox string, n muster.NodeName) string { return mailbox + "
 // the answers that another gets.
 func NodeInbox(n muster.NodeName) string { return "_INBOX_NODE." + encodeNode(n) }
 
+// InboxOf reports whether a reply subject is in an inbox of the node.
+func InboxOf(n muster.NodeName, reply string) bool {
+	return strings.HasPrefix(reply, NodeInbox(n)+".")
+}
+
 // EnrolInbox is the prefix of the inboxes of a newcomer with a token.
 func EnrolInbox(token string) string { return "_INBOX_ENROL." + token }
 
@@ -311,7 +325,8 @@ type Permissions struct {
 }
 
 // NodePermissions lets a node read its own commands and withdrawals and write
-// its own reports, output, events, dead letters, presence and frames of Orders.
+// its own reports, output, events, dead letters, presence and frames of Orders, and
+// ask in its own name for others of its constellation.
 // The shard is a wildcard, so that credentials outlive a change of the number of
 // shards; the consumer's name and filter are exact.
 func NodePermissions(prefix, mailbox string, n muster.NodeName) Permissions {
@@ -323,6 +338,7 @@ func NodePermissions(prefix, mailbox string, n muster.NodeName) Permissions {
 			prefix + ".output.*.*." + string(n),
 			prefix + ".event.*." + string(n),
 			s.Node(mailbox, n), s.Alive(mailbox, n), s.Dead(mailbox, n), s.Ordered(AnyCaller, mailbox, n),
+			s.Peers(mailbox, n),
 			NodeAPI + ".CONSUMER.CREATE.*." + name + "." + filter,
 			NodeAPI + ".CONSUMER.DELETE.*." + name,
 			NodeAPI + ".CONSUMER.INFO.*." + name,
@@ -350,7 +366,7 @@ func Shares(prefix string) []aaa.Share {
 	for _, subject := range []string{
 		prefix + ".report.*.>", prefix + ".output.*.*.>", prefix + ".event.*.>",
 		prefix + ".node.*.>", prefix + ".alive.*.>", prefix + ".dead.*.>", prefix + ".enrol.*", "$JS.ACK.>",
-		prefix + ".ordered.*.*.>",
+		prefix + ".ordered.*.*.>", prefix + ".peers.*.>",
 	} {
 		all = append(all, aaa.Share{Subject: subject})
 	}

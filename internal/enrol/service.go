@@ -27,6 +27,8 @@ type Service struct {
 	Now           func() time.Time // nil is the clock
 	Log           *slog.Logger     // nil is none
 	Ready         func()           // nil, or called when newcomers can come
+	// Removed is told when a node has been put out; nil, or must not block.
+	Removed func(muster.NodeName)
 
 	mu sync.Mutex // held to change members and revocations
 }
@@ -230,6 +232,9 @@ func (s *Service) removed(ctx context.Context, m bus.Stored) error {
 		return err
 	}
 	s.Log.Info("a node was removed; its credentials are revoked", "component", "enrol", "node", node)
+	if s.Removed != nil {
+		s.Removed(muster.NodeName(node))
+	}
 	return nil
 }
 

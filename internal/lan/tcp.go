@@ -437,7 +437,12 @@ func (c *Carrier) linkPeer(ctx context.Context, peer string, attempt int) *link 
 	if err != nil || len(found) == 0 {
 		return nil
 	}
-	remote := plain(netip.AddrPortFrom(found[attempt%len(found)], uint16(port)))
+	return c.gossipWith(plain(netip.AddrPortFrom(found[attempt%len(found)], uint16(port))))
+}
+
+// gossipWith returns a gossip link to an address, made if there is none; nil when
+// the carrier does not run.
+func (c *Carrier) gossipWith(remote netip.AddrPort) *link {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	l := c.links[connectionAddress(remote)]

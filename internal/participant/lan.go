@@ -2,6 +2,7 @@ package participant
 
 import (
 	"context"
+	"net/netip"
 	"strings"
 	"sync/atomic"
 
@@ -49,6 +50,9 @@ func (l *LAN) Send(to order.Address, frame []byte) { l.carrier.Send(lan.Address(
 
 // Multicast sends to all in reach.
 func (l *LAN) Multicast(frame []byte) { l.carrier.Multicast(frame) }
+
+// Visit keeps a link to a peer that was learnt; see lan.Carrier.
+func (l *LAN) Visit(ctx context.Context, at []netip.AddrPort) bool { return l.carrier.Visit(ctx, at) }
 
 // Close gives up a carrier that will not run.
 func (l *LAN) Close() { l.carrier.Close() }

@@ -15,10 +15,10 @@ const (
 	// Every is how often an agent asks, and Soon how often as long as the
 	// directory is not settled.
 	Every = 30 * time.Minute
-	Soon  = 2 * time.Minute
+	Soon  = 5 * time.Minute
 	// SettledAfter is how long a directory needs to hear of all agents that are
-	// connected: they ask when their session begins, and again soon.
-	SettledAfter = 3 * Soon
+	// connected: they may know of a new one only when they ask the next time.
+	SettledAfter = Every + 2*Soon
 	life         = 4*Every + Soon // without being asked by the agent
 	askPause     = time.Second    // between two answers to one agent
 	sweepEvery   = time.Minute
