@@ -170,9 +170,15 @@ func interfaceAddresses(only []string) (all []netip.Addr) {
 	return all
 }
 
-// during asks at the beginning of a session with the broker, from time to time, and
-// when the addresses of this machine change, until the context ends.
+// during learns for one session with the broker, until the context ends.
 func (b *peerBook) during(ctx context.Context, conn *bus.Conn) {
+	b.keepAsking(ctx, func() []netip.AddrPort { return b.addresses(conn.ClientIP()) },
+		func(at []netip.AddrPort) (settled bool, err error) { return b.ask(ctx, conn, at) })
+}
+
+// keepAsking asks at the beginning, from time to time, and when the addresses of
+// this machine have changed.
+func (b *peerBook) keepAsking(ctx context.Context, addresses func() []netip.AddrPort, ask func([]netip.AddrPort) (settled bool, err error)) {
 	if !pause(ctx, rand.N(b.times.First)) { // or a fleet would ask all at once
 		return
 	}
@@ -180,9 +186,9 @@ func (b *peerBook) during(ctx context.Context, conn *bus.Conn) {
 	var next time.Time
 	again := b.times.Soon
 	for {
-		at := b.addresses(conn.ClientIP())
+		at := addresses()
 		if len(at) > 0 && (!slices.Equal(at, said) || !time.Now().Before(next)) {
-			settled, err := b.ask(ctx, conn, at)
+			settled, err := ask(at)
 			switch {
 			case err != nil: // an older broker never answers
 				b.log.Debug("the broker tells of no peers", "err", err)

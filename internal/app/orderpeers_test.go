@@ -2,6 +2,7 @@ package app
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"math/rand/v2"
 	"net/netip"
@@ -101,13 +102,73 @@ func TestOwnAddresses(t *testing.T) {
 	}
 }
 
+// An agent asks when its session begins, soon again while the service is new, then
+// seldom, and at once when it has another address.
+func TestWhenAgentsAsk(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := openBook(t, t.TempDir(), "lab")
+		ctx, cancel := context.WithCancel(t.Context())
+		var mu sync.Mutex
+		var asked []netip.AddrPort
+		var failing error
+		at, settled := aPeer(2).At, false
+		var asking sync.WaitGroup
+		asking.Go(func() {
+			b.keepAsking(ctx, func() []netip.AddrPort { mu.Lock(); defer mu.Unlock(); return at }, func(at []netip.AddrPort) (bool, error) {
+				mu.Lock()
+				defer mu.Unlock()
+				asked = append(asked, at...)
+				return settled, failing
+			})
+		})
+		defer asking.Wait()
+		defer cancel()
+		during := func(d time.Duration, change func()) (times int, last netip.AddrPort) {
+			mu.Lock()
+			change()
+			asked = nil
+			mu.Unlock()
+			time.Sleep(d)
+			synctest.Wait()
+			mu.Lock()
+			defer mu.Unlock()
+			if len(asked) > 0 {
+				last = asked[len(asked)-1]
+			}
+			return len(asked), last
+		}
+		between := func(what string, n, least, most int) {
+			t.Helper()
+			if n < least || n > most {
+				t.Errorf("%s it asks %d times, want %d to %d", what, n, least, most)
+			}
+		}
+		n, _ := during(b.times.First+b.times.Look, func() {})
+		between("at the beginning", n, 1, 1)
+		n, _ = during(time.Hour, func() {})
+		between("in an hour of a new service", n, 10, 24)
+		during(b.times.Soon, func() { settled = true })
+		n, _ = during(10*time.Hour, func() {})
+		between("in ten hours", n, 19, 40)
+		n, last := during(b.times.Look+time.Second, func() { at = aPeer(3).At })
+		between("after a change of its address", n, 1, 1)
+		if last != at[0] {
+			t.Errorf("it says %v, want %v", last, at)
+		}
+		during(time.Hour, func() { failing = errors.New("nobody answers") })
+		n, _ = during(10*time.Hour, func() {})
+		between("in ten hours of an older service", n, 19, 40)
+		n, _ = during(time.Hour, func() { at = nil })
+		between("without an address", n, 0, 0)
+	})
+}
+
 // A linker is a peerBook whose visits are watched.
 type linker struct {
 	*peerBook
 	mu      sync.Mutex
 	now     map[netip.AddrPort]bool
 	tries   int
-	most    int
 	absent  map[netip.AddrPort]bool // nobody answers there
 	audible []order.Peer
 	held    bool
@@ -125,7 +186,6 @@ func newLinker(t *testing.T, peers int) *linker {
 		absent := l.absent[at[0]]
 		if !absent {
 			l.now[at[0]] = true
-			l.most = max(l.most, len(l.now))
 		}
 		l.mu.Unlock()
 		if absent {
@@ -157,6 +217,14 @@ func (l *linker) links(after time.Duration) int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return len(l.now)
+}
+
+// attempts returns how many there were after a while.
+func (l *linker) attempts(after time.Duration) int {
+	l.links(after)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.tries
 }
 
 func (l *linker) hold(is bool) { l.mu.Lock(); defer l.mu.Unlock(); l.held = is }
@@ -231,15 +299,12 @@ func TestFewAttemptsAreMade(t *testing.T) {
 			l.absent[p.At[0]] = true
 		}
 		l.start(t)
-		l.links(time.Hour)
-		first := l.tries
-		l.links(24 * time.Hour)
-		l.mu.Lock()
-		defer l.mu.Unlock()
-		if most := 24 * 60 / 5 * 2 * peerLinks; l.tries-first > most || first > 200 {
-			t.Errorf("%d attempts in an hour, %d more in a day; want %d at most", first, l.tries-first, most)
+		first := l.attempts(time.Hour)
+		more := l.attempts(24*time.Hour) - first
+		if most := 24 * 60 / 5 * 2 * peerLinks; more > most || first > 200 {
+			t.Errorf("%d attempts in an hour, %d more in a day; want %d at most", first, more, most)
 		}
-		if l.tries == first {
+		if more == 0 {
 			t.Error("it gives up")
 		}
 	})
