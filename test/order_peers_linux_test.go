@@ -2,6 +2,7 @@ package test
 
 import (
 	"crypto/rand"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"path/filepath"
@@ -42,9 +43,7 @@ func TestOrdersBeyondMulticast(t *testing.T) {
 	o.startFleet(exe, all)
 	o.await("everybody has asked, each knows those before it", func() bool { return o.learnt(all) >= len(all)*(len(all)-1)/2 })
 
-	if got := o.ran(nearEntry, "--", "true"); !slices.Equal(got, nearHosts) {
-		t.Errorf("while the broker is there, a run on the local network reaches %v, want %v", got, nearHosts)
-	}
+	o.tryWatch(nearEntry, nearHosts)
 	o.shell("h1", "systemctl kill -s KILL broker")
 	for _, from := range []string{nearEntry, farEntry} {
 		o.await("all are reached from "+from, func() bool { return slices.Equal(o.ran(from, "--", "true"), all) })
@@ -64,6 +63,36 @@ func TestOrdersBeyondMulticast(t *testing.T) {
 			t.Errorf("failed units on %s: %s", host, failed)
 		}
 	}
+}
+
+// tryWatch has an operator look on beside an agent while those of its network, and no
+// others, are in an Order.
+func (o *orders) tryWatch(host string, want []string) {
+	o.t.Helper()
+	o.shell(host, "systemd-run -q --collect --unit watch --setenv HOME=/root sh -c 'exec muster -o jsonl order watch >/root/watch'")
+	saw := func(event string) (nodes []string) {
+		for line := range strings.Lines(o.shell(host, "cat /root/watch 2>/dev/null || :")) {
+			var c struct{ Node, Event string }
+			if err := json.Unmarshal([]byte(line), &c); err != nil {
+				o.t.Fatalf("watch: %v: %s", err, line)
+			}
+			if c.Event == event {
+				nodes = append(nodes, c.Node)
+			}
+		}
+		slices.Sort(nodes)
+		return slices.Compact(nodes)
+	}
+	o.await("all are seen from beside an agent", func() bool { return slices.Equal(saw("up"), want) })
+	if got := o.ran(host, "--shell", "sleep 3"); !slices.Equal(got, want) {
+		o.t.Errorf("while the broker is there, a run on the local network reaches %v, want %v", got, want)
+	}
+	o.await("all are seen to be locked", func() bool { return slices.Equal(saw("locked"), want) })
+	o.await("all are seen to be freed", func() bool { return slices.Equal(saw("freed"), want) })
+	if said := o.lab.Logs(host, "-u", "watch"); strings.Contains(said, "warning") {
+		o.t.Errorf("watch says %s", said)
+	}
+	o.shell(host, "systemctl stop watch")
 }
 
 // separate puts the far hosts on a network of their own, behind a router.

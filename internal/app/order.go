@@ -112,6 +112,7 @@ func (s *orders) prepare(c constellation.Constellation) error {
 	if err != nil {
 		return err
 	}
+	network.PassOn()
 	if s.journal, err = participant.OpenJournal(s.o.StateDir); err != nil {
 		network.Close()
 		return err

@@ -38,7 +38,9 @@ type orderFlags struct {
 	wait                    durationFlag
 
 	patient bool // --wait was given: all of it is waited
-	guest   bool // beside an agent, which hears the multicasts: see carrier
+	// told reports, of a program beside an agent, whether that passes on what it
+	// hears; nil of a program that hears for itself. See carrier.
+	told func() bool
 }
 
 // The ways to the agents.
@@ -212,7 +214,7 @@ func (f *orderFlags) hub(ctx context.Context, p *program, c constellation.Conste
 
 // carrier opens the network. With an agent on this machine, which has the port,
 // that agent is a way to the others. They answer a guest, too, but what they say
-// to all goes to the port.
+// to all goes to the port, and the guest hears what the agent passes on.
 func (f *orderFlags) carrier(c constellation.Constellation) (*participant.LAN, error) {
 	box, err := seal.New(c.Key, c.Secret.Reveal(), rand.Reader)
 	if err != nil {
@@ -225,9 +227,11 @@ func (f *orderFlags) carrier(c constellation.Constellation) (*participant.LAN, e
 	}
 	l, err := participant.OpenLAN(o)
 	if errors.Is(err, syscall.EADDRINUSE) {
-		f.guest, o.Port, o.GroupPort = true, 0, f.port
+		o.Port, o.GroupPort = 0, f.port
 		o.Peers = append(o.Peers, net.JoinHostPort("127.0.0.1", strconv.Itoa(f.port)))
-		return participant.OpenLAN(o)
+		if l, err = participant.OpenLAN(o); err == nil {
+			f.told = l.LookOn()
+		}
 	}
 	return l, err
 }

@@ -157,8 +157,8 @@ have. No operator's file is needed.
 Only direct neighbours are heard of: with --peer those that are named, of whose
 neighbours the number is told, with multicast all of the network. Agents say who
 they are every 10 seconds; eight answer a newcomer at once. --wait 12s hears of
-all, in a network of up to 100, but on a machine with an agent, which hears it
-instead: there it is these eight.`,
+all, in a network of up to 100, but on a machine with a scout, which hears it
+instead: there it is these eight. 'muster agent' passes on what it hears.`,
 		Example: `  muster order neighbours
   muster order neighbours --wait 12s
   muster order neighbours --peer 10.0.0.5 -o json`,
@@ -297,27 +297,49 @@ func (p *program) orderWatch(f *orderFlags) *cobra.Command {
 locked to an order and freed. Agents say so within a second of the change, and in
 networks of more than 50 agents within 10 ms for each; what is over sooner may not be
 seen at all. On a machine
-with an agent only that one's changes are seen. With -o json and jsonl each change is
+with a scout only that one's changes are seen. With -o json and jsonl each change is
 one line of JSON.`,
 		Example: `  muster order watch
   muster order watch -o jsonl | jq -r 'select(.event == "locked") | .node'`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return p.looking(cmd, f, func(ctx context.Context, o *participant.Operator) error {
-				if f.guest {
-					p.say("%s an agent has port %d of this machine, so that changes of others are not heard here", p.errTerm.paint(yellow, "warning:"), f.port)
-					p.say("%s watch from a machine without an agent", p.errTerm.paint(cyan, "hint:"))
+				deaf := !f.hears(ctx)
+				if deaf {
+					p.say("%s an agent has port %d of this machine and does not pass on what it hears, so that changes of others are not heard here", p.errTerm.paint(yellow, "warning:"), f.port)
+					p.say("%s watch from a machine with 'muster agent', or without an agent", p.errTerm.paint(cyan, "hint:"))
 				}
-				return p.watchChanges(ctx, o, f.guest)
+				return p.watchChanges(ctx, o, deaf)
 			})
 		},
 	}
 }
 
+// tellWait is how long an agent on this machine has to say that it passes on what it
+// hears.
+const tellWait = 2 * time.Second
+
+// hears waits until it is known whether the multicasts of others are heard, and
+// reports that.
+func (f *orderFlags) hears(ctx context.Context) bool {
+	ctx, cancel := context.WithTimeout(ctx, tellWait)
+	defer cancel()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for f.told != nil && !f.told() {
+		select {
+		case <-ctx.Done():
+			return false
+		case <-tick.C:
+		}
+	}
+	return true
+}
+
 // watchPause is the time between looks at what was heard of.
 const watchPause = 100 * time.Millisecond
 
-func (p *program) watchChanges(ctx context.Context, o *participant.Operator, guest bool) error {
+func (p *program) watchChanges(ctx context.Context, o *participant.Operator, deaf bool) error {
 	tick := time.NewTicker(watchPause)
 	defer tick.Stop()
 	known := map[string]neighbour{}
@@ -332,7 +354,7 @@ func (p *program) watchChanges(ctx context.Context, o *participant.Operator, gue
 			return err
 		}
 		for _, c := range changes(known, neighbours(peers)) {
-			if guest && strings.HasSuffix(c.Event, "down") {
+			if deaf && strings.HasSuffix(c.Event, "down") {
 				continue // not gone, but not heard
 			}
 			c.Time = p.now()

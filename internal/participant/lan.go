@@ -14,6 +14,9 @@ import (
 type LAN struct {
 	carrier  *lan.Carrier
 	receiver atomic.Pointer[Receiver]
+	// between, if there is one, sees what is received first, and may replace it; what
+	// it leaves empty is for nobody else. See onlooker.go.
+	between func(lan.Address, []byte) (lan.Address, []byte)
 }
 
 // OpenLAN opens the sockets. Run, or Close, has to follow. o.Linked is the LAN's
@@ -61,6 +64,11 @@ func (l *LAN) Close() { l.carrier.Close() }
 func (l *LAN) Run(ctx context.Context, r Receiver) error {
 	l.receiver.Store(&r)
 	return l.carrier.Run(ctx, func(from lan.Address, frame []byte) {
+		if l.between != nil {
+			if from, frame = l.between(from, frame); len(frame) == 0 {
+				return
+			}
+		}
 		if isHello(frame) && strings.HasPrefix(string(from), "tcp/") {
 			// Who says HELLO over a connection has no other way to be found.
 			l.carrier.Gossip(from)
