@@ -270,8 +270,9 @@ func (b *peerBook) run(ctx context.Context) {
 	}
 }
 
-// until waits until the broker has been there, or away, for so long without a break;
-// and while an Order holds this node. It reports false when the context ended.
+// until waits until the broker has been there, or away, for so long without a break,
+// and if it is there, until no Order holds this node. It reports false when the
+// context ended.
 func (b *peerBook) until(ctx context.Context, online bool, long time.Duration) bool {
 	for ctx.Err() == nil {
 		b.mu.Lock()
