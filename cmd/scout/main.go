@@ -96,6 +96,7 @@ func serve(ctx context.Context, s settings) error {
 		return errors.Join(err, journal.Close())
 	}
 	l := &logger{}
+	network.PassOn()
 	agent, err := participant.NewAgent(participant.AgentOptions{
 		Cluster: c.Key, Operators: c.Operators, ID: id, Name: s.name, Labels: s.labels,
 		Hints: [][]byte{c.Hint}, HintFile: filepath.Join(s.state, participant.HintFile),
