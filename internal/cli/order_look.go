@@ -157,8 +157,7 @@ have. No operator's file is needed.
 Only direct neighbours are heard of: with --peer those that are named, of whose
 neighbours the number is told, with multicast all of the network. Agents say who
 they are every 10 seconds; eight answer a newcomer at once. --wait 12s hears of
-all, in a network of up to 100, but on a machine with a scout, which hears it
-instead: there it is these eight. 'muster agent' passes on what it hears.`,
+all, in a network of up to 100.`,
 		Example: `  muster order neighbours
   muster order neighbours --wait 12s
   muster order neighbours --peer 10.0.0.5 -o json`,
@@ -296,9 +295,7 @@ func (p *program) orderWatch(f *orderFlags) *cobra.Command {
 		Long: `Print what changes, until Ctrl-C: who comes and goes (up, down), who is called,
 locked to an order and freed. Agents say so within a second of the change, and in
 networks of more than 50 agents within 10 ms for each; what is over sooner may not be
-seen at all. On a machine
-with a scout only that one's changes are seen. With -o json and jsonl each change is
-one line of JSON.`,
+seen at all. With -o json and jsonl each change is one line of JSON.`,
 		Example: `  muster order watch
   muster order watch -o jsonl | jq -r 'select(.event == "locked") | .node'`,
 		Args: cobra.NoArgs,
