@@ -115,6 +115,7 @@ type bounds struct {
 	dials                   int           // connections of ours, peers not counted
 	queue                   int           // frames that wait for one connection
 	queued                  int64         // bytes that wait for all connections
+	datagram                time.Duration // for room in the system's buffer
 	dial                    time.Duration // to reach a neighbour by TCP
 	unreachable             time.Duration // for which TCP is not tried again
 	first                   time.Duration // for a stranger's first frame
@@ -128,7 +129,8 @@ func defaultBounds() bounds {
 	return bounds{
 		connections: 64, perAddress: 8, dials: 32,
 		queue: 32, queued: 1 << 20,
-		dial: 500 * time.Millisecond, unreachable: 30 * time.Second,
+		datagram: 50 * time.Millisecond,
+		dial:     500 * time.Millisecond, unreachable: 30 * time.Second,
 		first: 5 * time.Second, frame: 5 * time.Second,
 		idle: time.Minute, gossipIdle: 5 * time.Minute,
 		backOff: time.Second, maxBackOff: time.Minute,
@@ -371,7 +373,7 @@ func (c *Carrier) Multicast(frame []byte) {
 		if sparing {
 			except = heard
 		}
-		sent, failed := s.multicast(envelope, except)
+		sent, failed := s.multicast(envelope, except, c.bounds.datagram)
 		heard = s.interfaces()
 		c.counters.sent(sent, len(envelope))
 		c.counters.drop(SendFailed, failed)

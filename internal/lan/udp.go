@@ -16,9 +16,6 @@ import (
 	"github.com/musterfleet/muster/internal/seal"
 )
 
-// writePatience is how long a datagram waits for room in the socket's buffer.
-const writePatience = 50 * time.Millisecond
-
 // A family is what differs between IPv4 and IPv6.
 type family struct {
 	network  string
@@ -130,16 +127,16 @@ func (s *socket) interfaces() map[int]bool {
 	return all
 }
 
-// multicast sends to the group on all joined interfaces but some, and returns on
-// how many that succeeded and failed.
-func (s *socket) multicast(envelope []byte, except map[int]bool) (sent, failed int) {
+// multicast sends to the group on all joined interfaces but some, waiting so long
+// for room at each, and returns on how many that succeeded and failed.
+func (s *socket) multicast(envelope []byte, except map[int]bool, wait time.Duration) (sent, failed int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for index := range s.joined {
 		if except[index] {
 			continue
 		}
-		_ = s.conn.SetWriteDeadline(time.Now().Add(writePatience)) // a closed socket refuses the write
+		_ = s.conn.SetWriteDeadline(time.Now().Add(wait)) // a closed socket refuses the write
 		if s.send(envelope, index, s.group()) == nil {
 			sent++
 		} else {
@@ -228,7 +225,7 @@ func (c *Carrier) sendDatagram(to netip.AddrPort, frame []byte) {
 	conn := c.sockets[i].conn
 	envelope, err := c.o.Box.Seal(make([]byte, 0, len(frame)+sealRoom), frame)
 	if err == nil {
-		_ = conn.SetWriteDeadline(time.Now().Add(writePatience)) // a closed socket refuses the write
+		_ = conn.SetWriteDeadline(time.Now().Add(c.bounds.datagram)) // a closed socket refuses the write
 		_, err = conn.WriteToUDPAddrPort(envelope, plain(to))
 	}
 	if err != nil {
