@@ -46,11 +46,14 @@ func runFile(ctx context.Context, path string, info fs.FileInfo, timeout time.Du
 	cmd.Stdout, cmd.Stderr = stdout, stderr
 	cmd.WaitDelay = pipesTimeout
 	inOwnGroup(cmd)
-	if err := cmd.Start(); err != nil {
+	err := cmd.Start()
+	switch {
+	case err == nil:
+		err = cmd.Wait()
+		killGroup(cmd) // what it left behind
+	case ctx.Err() == nil:
 		return nil, muster.Errorf(muster.Failed, "not started: %w", bare(err))
 	}
-	err := cmd.Wait()
-	killGroup(cmd) // what it left behind
 	if errors.Is(err, exec.ErrWaitDelay) {
 		err = nil // it ended well itself
 	}
