@@ -122,12 +122,17 @@ func TestAScriptEndsWithItsChildren(t *testing.T) {
 	}
 	file := filepath.Join(t.TempDir(), "pid")
 	h := &Host{Node: "n"}
-	out, code, _ := execute(t, h, "script", Script{Script: "sleep 1000 & echo $! >" + file + "; wait", Timeout: 300 * time.Millisecond}.Encode(), DecodeOutput)
-	if code != order.Failed || !out.TimedOut {
-		t.Errorf("%v %+v", code, out)
+	for limit := 100 * time.Millisecond; ; limit *= 2 {
+		out, code, _ := execute(t, h, "script", Script{Script: "sleep 1000 & echo $! >" + file + "; wait", Timeout: limit}.Encode(), DecodeOutput)
+		if code != order.Failed || !out.TimedOut {
+			t.Fatalf("%v %+v", code, out)
+		}
+		if info, err := os.Stat(file); err == nil && info.Size() > 0 {
+			break // else it was ended before it had a child
+		}
 	}
 	ended(t, file)
-	out, code, _ = execute(t, h, "script", Script{Script: "sleep 1000 & echo $! >" + file + "; exit 0"}.Encode(), DecodeOutput)
+	out, code, _ := execute(t, h, "script", Script{Script: "sleep 1000 & echo $! >" + file + "; exit 0"}.Encode(), DecodeOutput)
 	if code != order.OK || out.ExitCode != 0 {
 		t.Errorf("%v %+v", code, out)
 	}
@@ -141,7 +146,7 @@ func ended(t *testing.T, file string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
 		stat, err := os.ReadFile("/proc/" + strings.TrimSpace(string(pid)) + "/stat")
 		if err != nil || strings.Contains(string(stat), ") Z ") {
 			return
