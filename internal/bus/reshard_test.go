@@ -292,7 +292,7 @@ func checkRetired(t *testing.T, c *bus.Conn, o bus.LayoutOptions) {
 // of each other kind of stream. It does not change with the code.
 func version1(t *testing.T, l *link) {
 	t.Helper()
-	nc, err := nats.Connect("", nats.InProcessServer(l))
+	nc, err := nats.Connect("", nats.InProcessServer(l), nats.Timeout(time.Minute))
 	must(t, err)
 	defer nc.Close()
 	js, err := jetstream.New(nc)
