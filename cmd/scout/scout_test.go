@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -68,23 +69,30 @@ func newWorld(t *testing.T) *world {
 
 func (w *world) file() string { return filepath.Join(w.dir, "c.json") }
 
-// freePort returns a port that nobody uses now, for UDP and TCP.
+// lastPort is the last that freePort returned.
+var lastPort atomic.Int32
+
+// freePort returns a port of loopback that is free for UDP and TCP. It is below
+// those that systems choose from, and not from the numbers that tests of other
+// packages use: so nobody takes it before it is used, or while it is free again.
 func freePort(t *testing.T) int {
 	t.Helper()
-	for range 20 {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
+	const first, all = 15_000, 5_000
+	lastPort.CompareAndSwap(0, int32(os.Getpid()))
+	for range all {
+		port := first + int(lastPort.Add(1))%all
+		address := "127.0.0.1:" + strconv.Itoa(port)
+		l, err := net.Listen("tcp", address)
 		if err != nil {
-			t.Fatal(err)
+			continue
 		}
-		port := l.Addr().(*net.TCPAddr).Port
-		u, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1), Port: port})
 		_ = l.Close() // it was not used
-		if err == nil {
+		if u, err := net.ListenPacket("udp", address); err == nil {
 			_ = u.Close() // nor was this
 			return port
 		}
 	}
-	t.Fatal("no free port")
+	t.Fatal("no port is free")
 	return 0
 }
 
@@ -152,7 +160,7 @@ func (w *world) operate(ports ...int) *participant.Operator {
 	return o
 }
 
-const patience = 30 * time.Second
+const patience = time.Minute
 
 // called calls until as many members join, since scouts find one another in the
 // course of time.

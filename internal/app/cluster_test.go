@@ -19,26 +19,28 @@ import (
 	"github.com/musterfleet/muster/internal/bus"
 )
 
-// leader is the server of the cluster that leads a stream.
-func (f fleet) leader(op *bus.Conn, stream string) *server {
+// leader is the server of the cluster that leads a stream. It may just be chosen.
+func (f fleet) leader(op *bus.Conn, stream string) (leader *server) {
 	f.t.Helper()
-	reply, err := op.Ask(f.ctx(), "$JS.API.STREAM.INFO."+stream, nil)
-	if err != nil {
-		f.t.Fatal(err)
-	}
-	var info struct {
-		Cluster struct{ Leader string }
-	}
-	if err := json.Unmarshal(reply, &info); err != nil {
-		f.t.Fatal(err)
-	}
-	for _, s := range f.nodes {
-		if s.name == info.Cluster.Leader {
-			return s
+	f.until("the leader of "+stream, func() error {
+		reply, err := op.Ask(f.ctx(), "$JS.API.STREAM.INFO."+stream, nil)
+		if err != nil {
+			return err
 		}
-	}
-	f.t.Fatalf("stream %s has no leader: %s", stream, reply)
-	return nil
+		var info struct {
+			Cluster struct{ Leader string }
+		}
+		if err := json.Unmarshal(reply, &info); err != nil {
+			return err
+		}
+		i := slices.IndexFunc(f.nodes, func(s *server) bool { return s.name == info.Cluster.Leader })
+		if i < 0 {
+			return fmt.Errorf("there is none: %s", reply)
+		}
+		leader = f.nodes[i]
+		return nil
+	})
+	return leader
 }
 
 // TestLeaderIsKilled in the middle of a stream of commands to one lane: each

@@ -1,7 +1,6 @@
 package app_test
 
 import (
-	"context"
 	"encoding/json"
 	"fmt"
 	"maps"
@@ -26,7 +25,7 @@ import (
 // raw connects with credentials and no more than NATS itself.
 func (f fleet) raw(urls []string, creds []byte, ca, inbox string) *nats.Conn {
 	f.t.Helper()
-	opts := []nats.Option{nats.UserCredentialBytes(creds), nats.CustomInboxPrefix(inbox)}
+	opts := []nats.Option{nats.UserCredentialBytes(creds), nats.CustomInboxPrefix(inbox), nats.Timeout(patience)}
 	if ca != "" {
 		opts = append(opts, nats.RootCAs(ca))
 	}
@@ -53,7 +52,7 @@ func (f fleet) ca() string {
 // works on the requests of a connection to one stream in order.
 func settled(t *testing.T, nc *nats.Conn, subject string) {
 	t.Helper()
-	if _, err := nc.Request(subject, []byte("{}"), 5*time.Second); err != nil {
+	if _, err := nc.Request(subject, []byte("{}"), patience); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -259,9 +258,7 @@ func serviceIsNoDetour(t *testing.T, f fleet) {
 		}
 	}
 	// The service works on requests in order.
-	ctx, cancel := context.WithTimeout(f.ctx(), 5*time.Second)
-	defer cancel()
-	if m, err := nc.RequestWithContext(ctx, op.Subjects().Enrol(token.ID), []byte(`{}`)); err != nil || !strings.Contains(string(m.Data), "cannot be read") {
+	if m, err := nc.RequestWithContext(f.ctx(), op.Subjects().Enrol(token.ID), []byte(`{}`)); err != nil || !strings.Contains(string(m.Data), "cannot be read") {
 		t.Fatalf("%v, %v", m, err)
 	}
 	if after := newest(t, op, f); !maps.Equal(before, after) {

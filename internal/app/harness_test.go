@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -343,14 +344,31 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
+// lastPort is the last that freePort returned.
+var lastPort atomic.Int32
+
+// freePort returns a port of loopback that is free for TCP and UDP. It is below
+// those that systems choose from, and not from the numbers that tests of other
+// packages use: so nobody takes it before it is used, or while it is free again.
 func freePort(t *testing.T) int {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	const first, all = 10_000, 5_000
+	lastPort.CompareAndSwap(0, int32(os.Getpid()))
+	for range all {
+		port := first + int(lastPort.Add(1))%all
+		address := fmt.Sprintf("127.0.0.1:%d", port)
+		l, err := net.Listen("tcp", address)
+		if err != nil {
+			continue
+		}
+		_ = l.Close() // it was not used
+		if u, err := net.ListenPacket("udp", address); err == nil {
+			_ = u.Close() // nor was this
+			return port
+		}
 	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
+	t.Fatal("no port is free")
+	return 0
 }
 
 func (f fleet) ctx() context.Context {
@@ -487,7 +505,7 @@ func (c complaints) Handle(_ context.Context, r slog.Record) error {
 // expect waits for the complaint about a subject.
 func (c complaints) expect(t *testing.T, what, subject string) {
 	t.Helper()
-	timer := time.NewTimer(5 * time.Second)
+	timer := time.NewTimer(patience)
 	defer timer.Stop()
 	for {
 		select {

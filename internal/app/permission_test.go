@@ -179,7 +179,7 @@ func receive(t *testing.T, c <-chan string) string {
 	select {
 	case s := <-c:
 		return s
-	case <-time.After(20 * time.Second):
+	case <-time.After(patience):
 		t.Error("nothing came")
 		return ""
 	}
