@@ -21,7 +21,12 @@ import (
 // ask has all members tell their facts, and returns who answered.
 func ask(t *testing.T, o *caller, selector string) (names []string, silent []Who) {
 	t.Helper()
-	silent, err := o.Query(t.Context(), Query{Selector: selector, Method: "facts"}, func(a Answer) {
+	return askWithin(t, o, selector, 0)
+}
+
+func askWithin(t *testing.T, o *caller, selector string, within time.Duration) (names []string, silent []Who) {
+	t.Helper()
+	silent, err := o.Query(t.Context(), Query{Selector: selector, Method: "facts", Within: within}, func(a Answer) {
 		answer, err := onsite.DecodeAnswer(a.Data)
 		if err != nil || a.Code != order.OK {
 			t.Errorf("%s: %v, %v", a.Label(), a.Code, err)
@@ -198,20 +203,59 @@ func TestAnOutageEndsAndALeaseDoes(t *testing.T) {
 // lan opens a carrier on loopback.
 func (l *lab) lan(port int, peers ...string) *LAN {
 	l.t.Helper()
-	box, err := seal.New(l.c.Key, l.c.Secret.Reveal(), rand.Reader)
-	if err != nil {
-		l.t.Fatal(err)
-	}
-	c, err := OpenLAN(lan.Options{Box: box, Host: "127.0.0.1", Port: port, Unicast: true, Peers: peers})
+	c, err := OpenLAN(lan.Options{Box: l.box(), Host: "127.0.0.1", Port: port, Unicast: true, Peers: peers})
 	if err != nil {
 		l.t.Fatal(err)
 	}
 	return c
 }
 
+// called calls until as many are members: in real time one may be late.
+func (l *lab) called(o *caller, lease time.Duration, members int) {
+	l.t.Helper()
+	l.until("Order of all", func() bool {
+		h, err := o.Call(l.t.Context(), CallOptions{CallOptions: order.CallOptions{Lease: lease}})
+		if err != nil {
+			return false
+		}
+		if len(h.Members) != members {
+			_, _ = o.Release(l.t.Context()) // whose lease ends it otherwise
+			return false
+		}
+		return true
+	})
+}
+
+// freePort returns a port of loopback that is free. It is below those that systems
+// choose from, and not from the numbers that tests of other packages use: so nobody
+// takes it while it is free again.
+func (l *lab) freePort() int {
+	l.t.Helper()
+	const first, all = 25_000, 5_000
+	for i := range all {
+		port := first + (os.Getpid()+i)%all
+		if c, err := lan.Open(lan.Options{Box: l.box(), Host: "127.0.0.1", Port: port}); err == nil {
+			c.Close()
+			return port
+		}
+	}
+	l.t.Fatal("no port is free")
+	return 0
+}
+
+func (l *lab) box() *seal.Box {
+	l.t.Helper()
+	box, err := seal.New(l.c.Key, l.c.Secret.Reveal(), rand.Reader)
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	return box
+}
+
 func TestOnLoopback(t *testing.T) {
 	l := newLab(t)
-	first := l.lan(0)
+	port := l.freePort()
+	first := l.lan(port)
 	peer := first.LocalAddr()
 	all := []*member{l.start("n0", first, first.Port())}
 	for _, name := range []string{"n1", "n2", "n3", "n4"} {
@@ -224,8 +268,8 @@ func TestOnLoopback(t *testing.T) {
 	})
 	oc := l.lan(0, peer)
 	o := l.call("op", oc, oc.Port(), l.operator.PrivateKey())
-	hold(t, l, o, 5*time.Second, 5)
-	if names, silent := ask(t, o, ""); len(names) != 5 || len(silent) != 0 {
+	l.called(o, 10*time.Second, 5)
+	if names, silent := askWithin(t, o, "", patience); len(names) != 5 || len(silent) != 0 {
 		t.Errorf("%v answered, %v did not", names, silent)
 	}
 	// A file that is more than a datagram, in both directions.
@@ -242,19 +286,18 @@ func TestOnLoopback(t *testing.T) {
 			t.Errorf("%v %+v %v", a.Code, answer, err)
 		}
 	}
-	if _, err := o.Query(t.Context(), Query{Selector: "n3", Method: "put", Args: puts[0].Encode()}, each); err != nil || answered != 1 {
+	if _, err := o.Query(t.Context(), Query{Selector: "n3", Method: "put", Args: puts[0].Encode(), Within: patience}, each); err != nil || answered != 1 {
 		t.Errorf("%d answers, %v", answered, err)
 	}
 	if got, err := os.ReadFile(path); err != nil || string(got) != string(content) {
 		t.Errorf("%d bytes were put, %v", len(got), err)
 	}
 	answered = 0
-	if _, err := o.Query(t.Context(), Query{Method: "get", Args: onsite.Get{Path: path}.Encode()}, each); err != nil || answered != 5 {
+	if _, err := o.Query(t.Context(), Query{Method: "get", Args: onsite.Get{Path: path}.Encode(), Within: patience}, each); err != nil || answered != 5 {
 		t.Errorf("%d answers, %v", answered, err)
 	}
 
 	// One is started anew in the middle of the Order.
-	port := first.Port()
 	all[2].stop()
 	c := l.lan(0, peer)
 	all[2] = l.start("n2", c, c.Port())
@@ -273,7 +316,7 @@ func TestOnLoopback(t *testing.T) {
 	// Another operator, and the entry is started anew on its port.
 	oc = l.lan(0, peer)
 	o = l.call("op2", oc, oc.Port(), l.operator.PrivateKey())
-	hold(t, l, o, 20*time.Second, 5)
+	l.called(o, 20*time.Second, 5)
 	all[0].stop()
 	c = l.lan(port)
 	all[0] = l.start("n0", c, c.Port())

@@ -227,13 +227,16 @@ func (l *lab) call(name string, c Carrier, port int, key ed25519.PrivateKey, mor
 	return &caller{o, die}
 }
 
+// patience is how long a test in real time waits for what takes milliseconds.
+const patience = time.Minute
+
 // until waits for something that becomes true.
 func (l *lab) until(what string, is func() bool) {
 	l.t.Helper()
-	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
 		if is() {
 			return
 		}
 	}
-	l.t.Fatalf("after 30 s there is no %s", what)
+	l.t.Fatalf("after %s there is no %s", patience, what)
 }

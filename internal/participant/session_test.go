@@ -52,11 +52,19 @@ func open(t *testing.T, path string, held Held) *Session {
 	return s
 }
 
+// socketFolder returns a folder for a socket, whose path may have no more than some
+// hundred bytes, wherever temporary files are.
+func socketFolder(t *testing.T) string {
+	t.Helper()
+	t.Chdir(t.TempDir())
+	return "."
+}
+
 func TestASessionIsSharedWithOtherCommands(t *testing.T) {
 	who := []Who{{order.NodeID{1}, "a", order.OK}, {order.NodeID{2}, "", order.OK}}
 	held := &heldFake{h: Holding{order.OrderID{7}, time.Minute, time.Now().Round(0).UTC(), who, []Who{{order.NodeID{3}, "c", order.Clock}}},
 		silent: []Who{{order.NodeID{2}, "", order.NoAnswer}}}
-	path := filepath.Join(t.TempDir(), "sessions", "s.sock")
+	path := filepath.Join(socketFolder(t), "sessions", "s.sock")
 	if JoinSession(path) != nil {
 		t.Fatal("there is a session already")
 	}
@@ -100,7 +108,7 @@ func TestASessionIsSharedWithOtherCommands(t *testing.T) {
 }
 
 func TestTheSocketOfADeadSessionIsReplaced(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "s.sock")
+	path := filepath.Join(socketFolder(t), "s.sock")
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
 	if err != nil {
 		t.Fatal(err)
@@ -119,7 +127,7 @@ func TestTheSocketOfADeadSessionIsReplaced(t *testing.T) {
 }
 
 func TestAFolderForAllIsClosed(t *testing.T) {
-	dir := filepath.Join(t.TempDir(), "open")
+	dir := filepath.Join(socketFolder(t), "open")
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -130,7 +138,7 @@ func TestAFolderForAllIsClosed(t *testing.T) {
 }
 
 func TestASessionSurvivesNonsense(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "s.sock")
+	path := filepath.Join(socketFolder(t), "s.sock")
 	open(t, path, &heldFake{})
 	long := make([]byte, maxRequest+10)
 	for i := range long {
