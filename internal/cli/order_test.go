@@ -118,12 +118,12 @@ func (l *orderLab) linked() bool {
 
 // soon polls until something is true.
 func soon(what string, is func() bool) error {
-	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
 		if is() {
 			return nil
 		}
 	}
-	return fmt.Errorf("after 20 s there is no %s", what)
+	return fmt.Errorf("after a minute there is no %s", what)
 }
 
 type labKey struct{}
@@ -144,7 +144,8 @@ func TestOrder(t *testing.T) {
 				return err
 			}
 			e.Values[labKey{}] = l
-			runtime, err := os.MkdirTemp("", "order") // a socket's path must be short
+			// A socket's path must be short, wherever temporary files are.
+			runtime, err := os.MkdirTemp("/tmp", "order")
 			if err != nil {
 				return err
 			}
