@@ -32,6 +32,7 @@ func TestMain(m *testing.M) {
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{Dir: "testdata", Setup: func(e *testscript.Env) error {
 		e.Setenv("MUSTER_CONFIG", e.WorkDir+"/config")
+		e.Setenv("HOME", e.WorkDir+"/home") // for the outbox; there is none otherwise
 		return nil
 	}})
 }
