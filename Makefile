@@ -6,6 +6,7 @@ SEED     ?= 1
 DURATION ?= 60s
 BROKER   ?= embedded
 RUNS     ?= 100000
+PATIENCE ?= 30m
 PACKAGES  = . ./client/... ./cmd/... ./internal/...
 UPDATE    = $$(grep -rl --include='*_test.go' 'flag.Bool("update"' . | xargs -n1 dirname | sort -u)
 
@@ -52,10 +53,10 @@ lint: ## gofmt and staticcheck, whose version is in tools/go.mod
 	$(GO) tool -modfile=tools/go.mod staticcheck ./...
 
 unit:
-	$(GO) test $(PACKAGES)
+	$(GO) test -timeout $(PATIENCE) $(PACKAGES)
 
 race: install-tools
-	CGO_ENABLED=1 $(GO) test -race $(PACKAGES)
+	CGO_ENABLED=1 $(GO) test -timeout $(PATIENCE) -race $(PACKAGES)
 
 e2e: hosts-if-possible ## the tests of the whole program; those on hosts where there can be hosts
 	$(GO) test -count=1 ./test/...

@@ -327,6 +327,7 @@ func (c *cosmos) orderly() {
 // two orderly runs, one with the second Call at once and one with it against an
 // Order. The number is MUSTER_ORDER_DEPTH, with at most two losses.
 func TestExplore(t *testing.T) {
+	t.Parallel()
 	depth := 2
 	if raceDetector {
 		depth = 1
@@ -348,6 +349,7 @@ func TestExplore(t *testing.T) {
 
 // TestExploreCanFail: the search notices broken rules.
 func TestExploreCanFail(t *testing.T) {
+	t.Parallel()
 	for name, broken := range map[string]flaws{
 		"the caller's lease outlasts the node": {longBelief: true},
 		"an Order can be pre-empted":           {preemptOrders: true},

@@ -393,6 +393,7 @@ func each(t testing.TB, seeds uint64, workers int, run func(seed uint64) error) 
 
 // TestInvariants runs MUSTER_ORDER_RUNS seeds, and -order.seed a single one.
 func TestInvariants(t *testing.T) {
+	t.Parallel()
 	if *seedFlag != 0 {
 		if err := scenario(*seedFlag, flaws{}); err != nil {
 			t.Fatal(err)

@@ -27,6 +27,7 @@ func settled(seed uint64, agents, callers int, broken flaws) (*world, []*host) {
 // TestOverlappingCalls: of two callers within 10 ms one wins. That both lose is
 // what the tie-break prevents.
 func TestOverlappingCalls(t *testing.T) {
+	t.Parallel()
 	both := func(broken flaws, seeds int) (lost int) {
 		for seed := range uint64(seeds) {
 			w, callers := settled(seed+1, 20, 2, broken)
@@ -113,6 +114,7 @@ func measure(seed uint64, nodes, waves int) (scale, error) {
 // TestScale: the time of a wave grows as the logarithm of the number of nodes
 // at most, and the frames that each sends not at all.
 func TestScale(t *testing.T) {
+	t.Parallel()
 	sizes, waves := []int{10, 50, 200, 1000}, 5
 	if raceDetector {
 		sizes = sizes[:3]
