@@ -103,6 +103,7 @@ func (d *daemon) end(t *testing.T) {
 func startFleet(t *testing.T, c carrier) fleet {
 	t.Helper()
 	t.Setenv("MUSTER_CONFIG", t.TempDir())
+	t.Setenv("MUSTER_CONTEXT", "")
 	t.Setenv("XDG_STATE_HOME", t.TempDir())
 	f := fleet{t, &world{carrier: c, dir: filepath.Join(t.TempDir(), "fleet")}}
 	for range max(c.servers, 1) {
