@@ -87,11 +87,14 @@ func run(ctx context.Context, argv []string, stdin []byte) (Output, error) {
 	cmd.WaitDelay = pipeDelay
 	inGroup(cmd)
 	begun := time.Now()
-	if err := cmd.Start(); err != nil {
+	err := cmd.Start()
+	switch {
+	case err == nil:
+		err = cmd.Wait()
+		endGroup(cmd)
+	case ctx.Err() == nil:
 		return Output{}, muster.Errorf(muster.Failed, "start %s: %w", argv[0], err)
 	}
-	err := cmd.Wait()
-	endGroup(cmd)
 	out := Output{ExitCode: cmd.ProcessState.ExitCode(), TimedOut: errors.Is(ctx.Err(), context.DeadlineExceeded), Duration: time.Since(begun)}
 	out.Stdout, out.Stderr = stdout.bytes(), stderr.bytes()
 	out.Truncated = stdout.cut || stderr.cut
