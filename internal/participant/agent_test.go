@@ -210,6 +210,19 @@ func (l *lab) lan(port int, peers ...string) *LAN {
 	return c
 }
 
+// A query that does not end is ended, also before it has begun, and says why.
+func TestAQueryEndsWhenItsTimeIsOver(t *testing.T) {
+	l := newLab(t)
+	m := l.start("n", newNetwork().wire("n"), 0)
+	for seq, left := range []time.Duration{0, 100 * time.Millisecond} {
+		q := order.Query{Seq: uint32(seq), Method: "script", Args: onsite.Script{Argv: []string{"sleep", "1000"}}.Encode(), Deadline: time.Now().Add(answerMargin + left)}
+		code, data := m.execute(t.Context(), q)
+		if a, err := onsite.DecodeAnswer(data); err != nil || code != order.Failed || !strings.Contains(a.Message, "its time was over") {
+			t.Errorf("%s before its end: %v, %+v, %v", left, code, a, err)
+		}
+	}
+}
+
 // called calls until as many are members: in real time one may be late.
 func (l *lab) called(o *caller, lease time.Duration, members int) {
 	l.t.Helper()
