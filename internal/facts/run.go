@@ -51,7 +51,7 @@ func runFile(ctx context.Context, path string, info fs.FileInfo, timeout time.Du
 	case err == nil:
 		err = cmd.Wait()
 		killGroup(cmd) // what it left behind
-	case ctx.Err() == nil:
+	case ctx.Err() == nil: // else its time was over before it began
 		return nil, muster.Errorf(muster.Failed, "not started: %w", bare(err))
 	}
 	if errors.Is(err, exec.ErrWaitDelay) {

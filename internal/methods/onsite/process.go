@@ -92,7 +92,7 @@ func run(ctx context.Context, argv []string, stdin []byte) (Output, error) {
 	case err == nil:
 		err = cmd.Wait()
 		endGroup(cmd)
-	case ctx.Err() == nil:
+	case ctx.Err() == nil: // else its time was over before it began
 		return Output{}, muster.Errorf(muster.Failed, "start %s: %w", argv[0], err)
 	}
 	out := Output{ExitCode: cmd.ProcessState.ExitCode(), TimedOut: errors.Is(ctx.Err(), context.DeadlineExceeded), Duration: time.Since(begun)}
