@@ -162,6 +162,9 @@ func (s *session) run(ctx context.Context, h participant.Holding) error {
 			s.p.say("released by another command of this machine")
 			return exit(s.code)
 		}
+		if ctx.Err() != nil { // also when there are no more lines: a select would choose
+			return ctx.Err()
+		}
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
