@@ -3,10 +3,10 @@ package test
 import (
 	"context"
 	"fmt"
-	"net"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -51,18 +51,18 @@ func TestANewcomerFindsTheBrokerByASignedHint(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	dead.URLs = []string{"nats://127.0.0.1:" + unused(t)}
+	dead.URLs = []string{"nats://127.0.0.1:" + port(t)}
 	token, err := dead.Encode()
 	if err != nil {
 		t.Fatal(err)
 	}
-	port := unused(t)
-	log := startAgent(t, l, "newcomer", "--join", token, "--constellation", bare, "--order-listen", "127.0.0.1", "--order-peer", "127.0.0.1:"+port)
+	meeting := port(t)
+	log := startAgent(t, l, "newcomer", "--join", token, "--constellation", bare, "--order-listen", "127.0.0.1", "--order-peer", "127.0.0.1:"+meeting)
 	until(t, "the newcomer has tried in vain", func() bool { return strings.Contains(read(t, log), "cannot join yet") })
 	if online(t, c, "newcomer") {
 		t.Fatal("the newcomer joined at an address where nobody is")
 	}
-	startAgent(t, l, "member", "--join", invite("member"), "--constellation", hinted, "--order-listen", "127.0.0.1", "--order-port", port)
+	startAgent(t, l, "member", "--join", invite("member"), "--constellation", hinted, "--order-listen", "127.0.0.1", "--order-port", meeting)
 	until(t, "the newcomer has joined", func() bool { return online(t, c, "newcomer") })
 	if text := read(t, log); !strings.Contains(text, "joining at the address that an operator has signed") {
 		t.Errorf("the newcomer joined otherwise:\n%s", text)
@@ -114,17 +114,13 @@ func online(t *testing.T, c *client.Client, name string) bool {
 	return slices.ContainsFunc(nodes, func(n client.Node) bool { return string(n.Name) == name && n.Online })
 }
 
-// unused returns a port at which nobody listens now.
-func unused(t *testing.T) string {
+// port returns one at which nobody listens, and which is the test's until it ends.
+func port(t *testing.T) string {
 	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	n, release, err := lab.Port()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer ln.Close()
-	_, port, err := net.SplitHostPort(ln.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	return port
+	t.Cleanup(release)
+	return strconv.Itoa(n)
 }

@@ -35,15 +35,25 @@ func (d *Disk) resize(size int64) error {
 	return syscall.Mount("tmpfs", d.dir, "tmpfs", syscall.MS_REMOUNT, fmt.Sprintf("size=%d", size))
 }
 
-// Fill leaves no room. The limit comes down to what is used, so that the
-// ballast need not be large.
-func (d *Disk) Fill() error {
-	var st syscall.Statfs_t
-	if err := syscall.Statfs(d.dir, &st); err != nil {
-		return err
+// shrink lowers the limit to little more than what is used. A limit below that is
+// refused: who writes at the same time may have passed the one that was chosen.
+func (d *Disk) shrink() error {
+	for {
+		var st syscall.Statfs_t
+		if err := syscall.Statfs(d.dir, &st); err != nil {
+			return err
+		}
+		limit := min(int64(st.Blocks-st.Bfree)*st.Bsize+1<<20, d.size)
+		if err := d.resize(limit); limit == d.size || !errors.Is(err, syscall.EINVAL) {
+			return err
+		}
 	}
-	used := int64(st.Blocks-st.Bfree) * st.Bsize
-	if err := d.resize(min(used+1<<20, d.size)); err != nil {
+}
+
+// Fill leaves no room. The limit comes down first, so that the ballast need not be
+// large.
+func (d *Disk) Fill() error {
+	if err := d.shrink(); err != nil {
 		return err
 	}
 	f, err := os.Create(d.ballast())

@@ -37,6 +37,8 @@ type Lab struct {
 	Service *Process
 	// AgentArgs are further arguments of the agents that are added from now on.
 	AgentArgs []string
+
+	release func() // of the port
 }
 
 // A Node is an agent with a link of its own to the broker.
@@ -52,12 +54,13 @@ func New(exe, dir string) (*Lab, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
-	port, err := freePort()
+	port, release, err := Port()
 	if err != nil {
 		return nil, err
 	}
-	l := &Lab{Exe: exe, Dir: dir, Port: port}
+	l := &Lab{Exe: exe, Dir: dir, Port: port, release: release}
 	if out, err := l.Muster(context.Background(), "init", "--state", l.fleet(), "--port", fmt.Sprint(port), "--host", "127.0.0.1").CombinedOutput(); err != nil {
+		release()
 		return nil, fmt.Errorf("muster init: %w\n%s", err, out)
 	}
 	l.Broker = l.process("broker", "broker", "--state", l.fleet())
@@ -89,16 +92,6 @@ func (l *Lab) UseServer(exe string) error {
 func (l *Lab) Store() string { return filepath.Join(l.fleet(), "jetstream") }
 
 func (l *Lab) fleet() string { return filepath.Join(l.Dir, "fleet") }
-
-// freePort asks the system for a port that is free now.
-func freePort() (int, error) {
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return 0, err
-	}
-	defer ln.Close()
-	return ln.Addr().(*net.TCPAddr).Port, nil
-}
 
 // Environment makes a process use the lab's folders and nothing else.
 func (l *Lab) Environment() []string {
@@ -183,6 +176,7 @@ func (l *Lab) options() (client.Options, error) {
 
 // Close ends everything that the lab started.
 func (l *Lab) Close() error {
+	defer l.release()
 	var errs []error
 	for _, n := range l.Nodes {
 		errs = append(errs, n.Stop())
@@ -259,13 +253,17 @@ func (p *Process) PID() int {
 	return p.cmd.Process.Pid
 }
 
+// patience is how long a process may take to end: far more than it needs, since
+// another machine may be slower, or busy.
+const patience = 5 * time.Minute
+
 // Kill ends the process with SIGKILL and waits for its end.
-func (p *Process) Kill() error { return p.end(syscall.SIGKILL, time.Minute) }
+func (p *Process) Kill() error { return p.end(syscall.SIGKILL) }
 
 // Stop asks the process to end, and kills it when it does not.
-func (p *Process) Stop() error { return p.end(syscall.SIGTERM, 20*time.Second) }
+func (p *Process) Stop() error { return p.end(syscall.SIGTERM) }
 
-func (p *Process) end(sig syscall.Signal, limit time.Duration) error {
+func (p *Process) end(sig syscall.Signal) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.cmd == nil {
@@ -274,13 +272,13 @@ func (p *Process) end(sig syscall.Signal, limit time.Duration) error {
 	if err := p.cmd.Process.Signal(sig); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		return err
 	}
-	timer := time.NewTimer(limit)
+	timer := time.NewTimer(patience)
 	defer timer.Stop()
 	var err error
 	select {
 	case <-p.done:
 	case <-timer.C:
-		err = fmt.Errorf("%s did not end within %s after %s", p.name, limit, sig)
+		err = fmt.Errorf("%s did not end within %s after %s", p.name, patience, sig)
 		_ = p.cmd.Process.Kill() // it may have ended this moment
 		<-p.done
 	}
@@ -363,7 +361,7 @@ func (l *Link) join(node net.Conn) {
 		return
 	}
 	defer l.forget(node)
-	server, err := net.DialTimeout("tcp", l.target, 5*time.Second)
+	server, err := net.Dial("tcp", l.target)
 	if err != nil {
 		return
 	}
