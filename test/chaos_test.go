@@ -59,33 +59,23 @@ func TestChaos(t *testing.T) {
 	}
 }
 
+// programs is the folder of what is built here. It ends with the tests.
+var programs string
+
 // buildMuster builds the program once for all tests of this run.
-var buildMuster = sync.OnceValues(func() (string, error) {
-	dir, err := os.MkdirTemp("", "muster-test-")
-	if err != nil {
-		return "", err
-	}
-	exe := filepath.Join(dir, "muster")
-	out, err := exec.Command("go", "build", "-o", exe, "../cmd/muster").CombinedOutput()
-	if err != nil {
-		return "", fmt.Errorf("go build: %w\n%s", err, out)
-	}
-	return exe, nil
-})
+var buildMuster = sync.OnceValues(func() (string, error) { return build("muster", "../cmd/muster") })
 
 // buildServer builds the nats-server that this module depends on.
-var buildServer = sync.OnceValues(func() (string, error) {
-	dir, err := os.MkdirTemp("", "muster-test-")
-	if err != nil {
-		return "", err
-	}
-	exe := filepath.Join(dir, "nats-server")
-	out, err := exec.Command("go", "build", "-o", exe, "github.com/nats-io/nats-server/v2").CombinedOutput()
+var buildServer = sync.OnceValues(func() (string, error) { return build("nats-server", "github.com/nats-io/nats-server/v2") })
+
+func build(name, source string) (exe string, err error) {
+	exe = filepath.Join(programs, name)
+	out, err := exec.Command("go", "build", "-o", exe, source).CombinedOutput()
 	if err != nil {
 		return "", fmt.Errorf("go build: %w\n%s", err, out)
 	}
 	return exe, nil
-})
+}
 
 // A campaign is one run of faults.
 type campaign struct {
@@ -178,7 +168,7 @@ func (c *campaign) showLogs() {
 
 // connect waits for the broker.
 func (c *campaign) connect() *client.Client {
-	ctx, cancel := context.WithTimeout(c.t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(c.t.Context(), patience)
 	defer cancel()
 	for {
 		cl, err := c.lab.Client(ctx)
@@ -204,7 +194,7 @@ func pause(ctx context.Context, d time.Duration) {
 }
 
 func (c *campaign) waitOnline() {
-	ctx, cancel := context.WithTimeout(c.t.Context(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(c.t.Context(), patience)
 	defer cancel()
 	for ctx.Err() == nil {
 		if err := c.supervise(); err != nil {
@@ -320,7 +310,7 @@ func (c *campaign) recover() {
 		c.t.Fatalf("outbox flush: %v\n%s", err, out)
 	}
 	c.waitOnline()
-	ctx, cancel := context.WithTimeout(c.t.Context(), 3*time.Minute)
+	ctx, cancel := context.WithTimeout(c.t.Context(), 2*patience)
 	defer cancel()
 	for {
 		all, err := c.client.History(ctx, client.HistoryQuery{})

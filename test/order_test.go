@@ -5,11 +5,9 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"net"
 	"os/exec"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -60,7 +58,7 @@ func gather(t *testing.T, nodes int, linked bool) *gathering {
 	// As root, locks are kept in one folder of the machine, under ids made of this key.
 	g.must("order", "keygen", "--key", fmt.Sprintf("lab%d", time.Now().UnixNano()), "--out", keys)
 	for i := range nodes {
-		port := freeUDP(t)
+		port := port(t)
 		l.AgentArgs = []string{"--constellation", filepath.Join(keys, "constellation.json"), "--order-listen", "127.0.0.1", "--order-port", port}
 		if linked && i > 0 {
 			l.AgentArgs = append(l.AgentArgs, "--order-peer", g.peer(i-1))
@@ -75,26 +73,6 @@ func gather(t *testing.T, nodes int, linked bool) *gathering {
 }
 
 func (g *gathering) peer(i int) string { return "127.0.0.1:" + g.ports[i] }
-
-// freeUDP returns a port that is free for UDP and TCP now.
-func freeUDP(t *testing.T) string {
-	t.Helper()
-	for range 20 {
-		ln, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		port := ln.Addr().(*net.TCPAddr).Port
-		u, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1), Port: port})
-		ln.Close()
-		if err == nil {
-			u.Close()
-			return strconv.Itoa(port)
-		}
-	}
-	t.Fatal("no port is free")
-	return ""
-}
 
 // another prepares a run that does not see the sessions of other runs.
 func (g *gathering) another(args ...string) *exec.Cmd {
@@ -132,12 +110,7 @@ func (g *gathering) neighbours(args ...string) []neighbour {
 // until polls for something that must come true.
 func (g *gathering) until(what string, is func() bool) {
 	g.t.Helper()
-	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
-		if is() {
-			return
-		}
-	}
-	g.t.Fatalf("after a minute there is no %s", what)
+	until(g.t, "there is "+what, is)
 }
 
 // A call is an open session whose lines come from the test.
@@ -166,7 +139,7 @@ func (c *call) count(what string) int {
 func (g *gathering) call(args ...string) *call {
 	g.t.Helper()
 	c := &call{g: g, ended: make(chan error, 1)}
-	c.cmd = g.Muster(context.Background(), append([]string{"order", "call"}, args...)...)
+	c.cmd = g.Muster(context.Background(), append([]string{"order", "call", "--wait", "1m"}, args...)...)
 	c.cmd.Stdout, c.cmd.Stderr = c, c
 	var err error
 	if c.stdin, err = c.cmd.StdinPipe(); err != nil {
@@ -185,6 +158,36 @@ func (g *gathering) call(args ...string) *call {
 		}
 	})
 	return c
+}
+
+// convene opens a session of all machines. A call is made after a short look around,
+// and who is too slow to answer it is not in it: then it is made again.
+func (g *gathering) convene(machines int, args ...string) (c *call) {
+	g.t.Helper()
+	g.until("an order of all machines", func() bool {
+		c = g.call(args...)
+		g.until("an order", func() bool { return c.count(" joined, yours until ") == 1 })
+		if c.count(fmt.Sprint(machines, " machines joined")) == 1 {
+			return true
+		}
+		if err := c.leave(); err != nil {
+			g.t.Errorf("a session ended with %v", err)
+		}
+		return false
+	})
+	return c
+}
+
+// everybody runs echo on all machines, and returns what was printed; who is too slow
+// for the call is in the next one.
+func (g *gathering) everybody(machines int, word string, args ...string) (out string) {
+	g.t.Helper()
+	g.until("a run on all machines", func() bool {
+		said, err := g.another(append(append([]string{"order", "run", "--wait", "1m"}, args...), "--", "echo", word)...).CombinedOutput()
+		out = string(said)
+		return err == nil && strings.Count(out, "| "+word) == machines
+	})
+	return out
 }
 
 // ask has every member print a word, and waits for all answers.
@@ -213,14 +216,12 @@ func TestOrderOverBroker(t *testing.T) {
 		all := g.neighbours("--via", "nats")
 		return len(all) == nodes && !slices.ContainsFunc(all, func(n neighbour) bool { return n.Via != "nats" })
 	})
-	out := g.must("order", "run", "--via", "nats", "--", "echo", "here")
-	if strings.Count(out, "| here") != nodes || !strings.Contains(out, "over nats: node1, node2, node3") {
+	if out := g.everybody(nodes, "here", "--via", "nats"); !strings.Contains(out, "over nats: node1, node2, node3") {
 		t.Fatalf("order run over the broker printed\n%s", out)
 	}
 
-	session := g.call("--via", "nats")
-	g.until("order", func() bool { return session.count("3 machines joined") == 1 })
-	rival := g.another("order", "run", "--via", "lan", "--peer", g.peer(1), "--", "true")
+	session := g.convene(nodes, "--via", "nats")
+	rival := g.another("order", "run", "--wait", "1m", "--via", "lan", "--peer", g.peer(1), "--", "true")
 	said, err := rival.CombinedOutput()
 	if err == nil || !strings.Contains(string(said), "in order") {
 		t.Errorf("another operator, on the network: %v\n%s", err, said)
@@ -257,15 +258,15 @@ func TestOrderOutlivesBroker(t *testing.T) {
 		all := g.neighbours("--via", "both", "--peer", g.peer(0), "--peer", g.peer(1))
 		return len(all) == nodes && !slices.ContainsFunc(all, func(n neighbour) bool { return n.Via != "both" })
 	})
-	session := g.call("--via", "both", "--peer", g.peer(0), "--lease", "6s")
-	g.until("order", func() bool { return session.count("2 machines joined") == 1 })
+	const lease = 15 * time.Second // renewed after a third
+	session := g.convene(nodes, "--via", "both", "--peer", g.peer(0), "--lease", lease.String())
 	session.ask("one", nodes)
 	if err := g.Broker.Kill(); err != nil {
 		t.Fatal(err)
 	}
 	session.ask("two", nodes)
 	began := time.Now()
-	g.until("end of the first lease", func() bool { return time.Since(began) > 8*time.Second })
+	g.until("end of the first lease", func() bool { return time.Since(began) > lease })
 	session.ask("three", nodes)
 	for _, n := range g.neighbours("--peer", g.peer(0), "--peer", g.peer(1)) {
 		if n.State != "order" {
@@ -280,8 +281,7 @@ func TestOrderOutlivesBroker(t *testing.T) {
 		all := g.neighbours("--peer", g.peer(0), "--peer", g.peer(1))
 		return len(all) == nodes && !slices.ContainsFunc(all, func(n neighbour) bool { return n.State != "idle" })
 	})
-	out := g.must("order", "run", "--via", "both", "--peer", g.peer(0), "--", "echo", "alone")
-	if strings.Count(out, "| alone") != nodes || !strings.Contains(out, "the broker does not answer") {
+	if out := g.everybody(nodes, "alone", "--via", "both", "--peer", g.peer(0)); !strings.Contains(out, "the broker does not answer") {
 		t.Errorf("order run over both, without the broker, printed\n%s", out)
 	}
 	if out, err := g.another("order", "run", "--via", "nats", "--", "true").CombinedOutput(); err == nil || !strings.Contains(string(out), "--via lan needs no broker") {

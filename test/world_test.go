@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net"
 	"os"
 	"path/filepath"
@@ -29,18 +30,32 @@ import (
 
 func TestMain(m *testing.M) {
 	ats.Register() // outside of every bubble, or none becomes durably blocked
+	var err error
+	if programs, err = os.MkdirTemp("", "muster-test-"); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
 	code := m.Run()
 	ats.Unregister()
+	if err := os.RemoveAll(programs); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+	}
 	os.Exit(code)
 }
 
-// inBubble runs f in virtual time. nats.go pools timers, and one of an earlier
-// bubble must not be met in the next: two collections empty the pool.
+// inBubble runs f in virtual time. nats.go pools timers, and one of a bubble must
+// be met neither in the next nor outside, where its use is a panic.
 func inBubble(t *testing.T, f func(t *testing.T)) {
 	t.Helper()
-	runtime.GC()
-	runtime.GC()
+	emptyPools()
+	defer emptyPools()
 	synctest.Test(t, f)
+}
+
+// emptyPools collects garbage twice, which leaves nothing in a sync.Pool.
+func emptyPools() {
+	runtime.GC()
+	runtime.GC()
 }
 
 // A world is a broker, a client and nodes in one bubble, without sockets.
