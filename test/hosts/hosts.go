@@ -11,6 +11,7 @@
 package hosts
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -27,8 +28,9 @@ import (
 	"time"
 )
 
-// patience is how long one command of the script may take.
-const patience = 5 * time.Minute
+// patience is how long one command of the script may take: far longer than it does,
+// since another machine may be slower, or busy.
+const patience = 15 * time.Minute
 
 // A Lab is a set of hosts, h1 to hN. They end with the test.
 type Lab struct {
@@ -51,8 +53,12 @@ func Up(t testing.TB, n int, files ...string) *Lab {
 	if _, err := l.Run("built"); err != nil {
 		t.Skip("there are no hosts for tests: `make hosts` downloads what they need, or says why it cannot")
 	}
+	l.queue()
 	l.sweep()
 	t.Cleanup(l.Down)
+	if _, err := l.Run("try"); err != nil {
+		t.Skipf("a host does not work here: %v", err)
+	}
 	for i, f := range files {
 		absolute, err := filepath.Abs(f)
 		if err != nil {
@@ -72,7 +78,7 @@ func (l *Lab) run(name string, in io.Reader, args ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, script(), args...)
-	cmd.Env = append(os.Environ(), "TESTHOSTS_LAB="+name)
+	cmd.Env = append(os.Environ(), "TESTHOSTS_LAB="+name, "TESTHOSTS_STATE="+filepath.Join(disks(), name))
 	cmd.Stdin = in
 	// A host's processes may keep the pipes: they are not waited for.
 	cmd.WaitDelay = 5 * time.Second
@@ -179,23 +185,60 @@ func (l *Lab) Down() {
 	}
 }
 
-// sweep ends the hosts of tests that were killed before they could.
-func (l *Lab) sweep() {
-	nets, err := filepath.Glob("/run/netns/muster-*-net")
+// disks is the folder for the disks of all labs.
+func disks() string { return cmp.Or(os.Getenv("TESTHOSTS_STATE"), "/var/tmp") }
+
+// queue waits for the labs of other tests to end, also those of other processes:
+// Linux does not give a user enough inotify instances for two large ones.
+func (l *Lab) queue() {
+	ctx, cancel := context.WithCancel(context.Background())
+	cmd := exec.CommandContext(ctx, "flock", "/run/muster-test-hosts.lock", "sh", "-c", "echo mine; cat")
+	in, err := cmd.StdinPipe() // its end, also that of a killed test, ends the command
 	if err != nil {
 		l.t.Fatal(err)
 	}
-	of := regexp.MustCompile(`/(muster-(\d+)-\d+)-net$`)
-	for _, path := range nets {
-		m := of.FindStringSubmatch(path)
-		if m == nil {
-			continue
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		l.t.Fatal(err)
+	}
+	l.t.Cleanup(func() {
+		in.Close()
+		cancel()
+		_ = cmd.Wait() // killed
+	})
+	if _, err := io.ReadFull(out, make([]byte, len("mine"))); err != nil {
+		l.t.Fatalf("wait for other tests with hosts: %v", err)
+	}
+}
+
+// left matches what is left of a lab, by the process that made it.
+var left = regexp.MustCompile(`^(muster-(\d+)-\d+)(-net)?$`)
+
+// sweep ends the hosts of tests that were killed before they could, and those of an
+// earlier process with the number of this one.
+func (l *Lab) sweep() {
+	for _, dir := range []string{"/run/netns", disks()} {
+		all, err := os.ReadDir(dir)
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			l.t.Fatal(err)
 		}
-		if _, err := os.Stat("/proc/" + m[2]); errors.Is(err, os.ErrNotExist) {
+		for _, entry := range all {
+			m := left.FindStringSubmatch(entry.Name())
+			if m == nil || m[1] != l.name && lives(m[2]) {
+				continue
+			}
 			l.t.Logf("ending the hosts of %s, whose test is gone", m[1])
 			if _, err := l.run(m[1], nil, "down"); err != nil {
 				l.t.Error(err)
 			}
 		}
 	}
+}
+
+func lives(process string) bool {
+	_, err := os.Stat("/proc/" + process)
+	return !errors.Is(err, os.ErrNotExist)
 }

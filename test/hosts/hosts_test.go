@@ -44,7 +44,11 @@ func TestHosts(t *testing.T) {
 func tryNetwork(t *testing.T, lab *hosts.Lab) {
 	reach := func(from, to string, want bool) {
 		t.Helper()
-		_, err := lab.Exec(from, "ping", "-c1", "-W1", "-q", to)
+		wait := "1"
+		if want { // a mended link is up in a moment
+			wait = "60"
+		}
+		_, err := lab.Exec(from, "ping", "-c1", "-w"+wait, "-q", to)
 		if (err == nil) != want {
 			t.Errorf("%s reaches %s: %v", from, to, err)
 		}

@@ -10,6 +10,7 @@
 #
 #   testhosts.sh check                      can there be hosts on this machine? why not?
 #   testhosts.sh build                      make (or reuse) the Debian tree
+#   testhosts.sh try                        boot a host, use it, end it: does all work here?
 #   testhosts.sh built                      is it there? (exit status)
 #   testhosts.sh up N [FILE...]             boot hosts h1..hN; FILEs -> /usr/local/bin
 #   testhosts.sh exec HOST|all CMD...       run CMD inside HOST, with its exit status
@@ -41,7 +42,7 @@
 #   TESTHOSTS_NET       first three octets              (10.77.0): h1 is NET.11
 #   TESTHOSTS_SUITE     Debian release of the hosts     (trixie; not older: Podman)
 #   TESTHOSTS_PACKAGES  further Debian packages, e.g. "nats-server strace"
-#   TESTHOSTS_TIMEOUT   seconds a host may take to boot (90)
+#   TESTHOSTS_TIMEOUT   seconds a host may take to boot (600)
 #
 # Needs: root; Debian packages mmdebstrap, systemd-container, iproute2
 # (`build` installs the missing ones); Linux 5.14 or later with cgroup v2,
@@ -56,7 +57,7 @@ CACHE=${TESTHOSTS_CACHE:-${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/testhosts}
 STATE=${TESTHOSTS_STATE:-/var/tmp/$LAB}
 NET=${TESTHOSTS_NET:-10.77.0}
 SUITE=${TESTHOSTS_SUITE:-trixie}
-TIMEOUT=${TESTHOSTS_TIMEOUT:-90}
+TIMEOUT=${TESTHOSTS_TIMEOUT:-600}
 MAXHOSTS=20      # each takes 6 of the 128 inotify instances that Linux gives a user
 
 # What a host is made of.  systemd-resolved, udev and networkd are left out on
@@ -149,13 +150,13 @@ cg_populated() { # is any process left in this cgroup?
 cg_remove() { # end every process in a cgroup, then remove the cgroup
   local c=$1 i
   [ -d "$c" ] || return 0
-  for ((i = 0; i < 200; i++)); do
+  for ((i = 0; i < 2400; i++)); do
     cg_populated "$c" || break
     { echo 1 >"$c/cgroup.kill"; } 2>/dev/null || true
     sleep 0.05
   done
   cg_populated "$c" && { say "processes left in $c"; return 1; }
-  for ((i = 0; i < 50; i++)); do
+  for ((i = 0; i < 1200; i++)); do
     [ -d "$c" ] || return 0
     find "$c" -depth -type d -exec rmdir {} + 2>/dev/null || true
     [ -d "$c" ] || return 0
@@ -183,6 +184,7 @@ cmd_check() {
   local c d
   [ "$(uname -s)" = Linux ] || die "hosts need Linux"
   need_root
+  command -v flock >/dev/null && command -v unshare >/dev/null || die "hosts need util-linux"
   command -v apt-get >/dev/null || command -v mmdebstrap >/dev/null || die "hosts need Debian's mmdebstrap, or apt-get to install it"
   c=$(cgroup_mount)/$LAB-check-$$
   mkdir "$c" 2>/dev/null || die "no cgroup can be made in $(cgroup_mount)"
@@ -209,8 +211,21 @@ tools() { # install what the machine lacks
   [ ${#miss[@]} = 0 ] && return 0
   command -v apt-get >/dev/null || die "missing: ${miss[*]}"
   say "installing ${miss[*]}"
-  apt-get update -q >&2
-  DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends "${miss[@]}" >&2
+  apt_get update -q
+  DEBIAN_FRONTEND=noninteractive apt_get install -q -y --no-install-recommends "${miss[@]}"
+}
+
+# Another program may have apt for a while.  A network that swallows packets must
+# not be waited for as long as apt would.
+APT=(-o DPkg::Lock::Timeout=300 -o Acquire::Retries=2 -o Acquire::http::Timeout=20 -o Acquire::https::Timeout=20)
+apt_get() { apt-get "${APT[@]}" "$@" >&2; }
+
+# Fails soon where the archive cannot be reached.
+reach() { # SITE FILE
+  local helper=/usr/lib/apt/apt-helper
+  [ -x "$helper" ] || return 0
+  timeout 120 "$helper" "${APT[@]}" -o APT::Sandbox::User=root download-file "$1/dists/$SUITE/InRelease" "$2" >&2 ||
+    die "the archive cannot be reached: $1"
 }
 
 base_dir() {
@@ -219,14 +234,18 @@ base_dir() {
   printf '%s/base-%s-%s\n' "$CACHE" "$SUITE" "$key"
 }
 
-# Package sources of the hosts: the archive that this machine's apt uses.
+# The archive that this machine's apt uses.
+archive() {
+  apt-get indextargets --format '$(SITE) $(ORIGIN) $(LABEL)' 'Created-By: Packages' 2>/dev/null |
+    awk '$2 == "Debian" && $3 == "Debian" && !site { site = $1 } END { print site; exit !site }'
+}
+
+# Package sources of the hosts, from that archive.
 sources() {
   local site sec opt
-  site=$(apt-get indextargets --format '$(SITE) $(ORIGIN) $(LABEL)' 'Created-By: Packages' 2>/dev/null |
-         awk '$2 == "Debian" && $3 == "Debian" { print $1; exit }')
+  site=$(archive) || return 1
   sec=$(apt-get indextargets --format '$(SITE) $(LABEL)' 'Created-By: Packages' 2>/dev/null |
-        awk '$2 == "Debian-Security" { print $1; exit }')
-  [ -n "$site" ] || return 1
+        awk '$2 == "Debian-Security" && !site { site = $1 } END { print site }')
   opt=
   [ -e /usr/share/keyrings/debian-archive-keyring.gpg ] &&
     opt="[signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] "
@@ -252,6 +271,14 @@ cmd_build() {
   exec 8>"$CACHE/.lock"; flock 8
   [ -e "$base/complete" ] && { exec 8>&-; return 0; }
   t0=$(now)
+  # What an interrupted build left.  Its processes may still be at work there, so
+  # this one has a folder of its own.
+  rm -rf --one-file-system "$base".tmp* 2>/dev/null || true
+  tmp=$(mktemp -d "$base.tmpXXXXXX")
+  chmod 755 "$tmp"
+  list=$tmp/sources
+  sources >"$list" || { timeout 300 apt-get "${APT[@]}" update -q >&2; sources >"$list"; } || die "apt knows no Debian archive"
+  reach "$(archive)" "$tmp/InRelease"
   tools
   inc=
   for p in "${PACKAGES[@]}" ${TESTHOSTS_PACKAGES:-}; do
@@ -259,12 +286,10 @@ cmd_build() {
     [ "$SUITE" = trixie ] && [ "$p" = caddy ] && p=caddy/trixie-backports
     inc+=${inc:+,}$p
   done
-  tmp=$base.tmp list=$CACHE/sources.$$
-  sources >"$list" || { apt-get update -q >&2; sources >"$list"; } || die "apt knows no Debian archive"
   # A download may fail: try again.  An archive seen through a cache may be older
   # than it says it should get: its signatures are checked, its age is not.
   for try in 1 2 3; do
-    rm -rf --one-file-system "$tmp"; mkdir -p "$tmp"
+    rm -rf --one-file-system "$tmp/rootfs"
     say "making the base tree (try $try)"
     rc=0
     mmdebstrap --mode=root --variant=minbase --include="$inc" \
@@ -279,7 +304,6 @@ cmd_build() {
     tail -n 20 "$CACHE/build.log" >&2
     sleep 3
   done
-  rm -f "$list"
   [ $rc = 0 ] || die "mmdebstrap failed; see $CACHE/build.log"
   # Nothing of this machine's identity belongs into the shared tree.
   rm -f "$tmp/rootfs/etc/hostname" "$tmp/rootfs/etc/resolv.conf"
@@ -292,6 +316,15 @@ cmd_build() {
   exec 8>&-
   say "base tree made in $((($(now) - t0) / 1000)) s, $(du -sh "$base" | cut -f1): $base"
   grep -E '^(systemd|podman|caddy|crun|netavark|nats-server) ' "$base/packages" >&2 || true
+}
+
+# Boots a host and uses what tests use, so that they can tell what does not work on
+# this machine from what they are to find.
+cmd_try() {
+  trap 'exec 9>&-; "$SELF" down' EXIT     # without our lock
+  cmd_up 1
+  cmd_loss h1 50; cmd_cut h1; cmd_heal h1
+  host_exec h1 true || die "no command can be run on a host"
 }
 
 # --------------------------------------------------- configuration of a host
@@ -506,9 +539,10 @@ cmd_delay() {
       exec setsid nsenter --net="/run/netns/$LABNS" -- python3 -c "$DELAY_PY" "$q" "$ms" "$jitter"
     ) </dev/null >>"$STATE/delay.log" 2>&1 &
   done
-  for ((q = 0; q < 100; q++)); do      # both queues must have their reader
+  for ((q = 0; q < 1200; q++)); do     # both queues must have their reader
     [ "$(in_lab sh -c 'cat /proc/thread-self/net/netfilter/nfnetlink_queue' |
          awk -v a=$((n * 2)) '$1 == a || $1 == a + 1' | wc -l)" = 2 ] && break
+    cg_populated "$c" || break
     sleep 0.05
   done
   lab_iptables -t mangle -A FORWARD -m physdev --physdev-in  "$h" -j NFQUEUE --queue-num $((n * 2))     --queue-bypass
@@ -644,6 +678,7 @@ host_start() { # begin to boot; does not wait
   rm -f "$(host_dir "$h")/ready"
   ( exec 9>&-; exec setsid "$SELF" __loop "$h" ) </dev/null >>"$(host_dir "$h")/console.log" 2>&1 &
   echo $! >"$(host_dir "$h")/pid"
+  disown                               # its end is no news
 }
 
 host_wait() { # until the host has booted
@@ -898,6 +933,7 @@ args() { [ "$2" -ge "$1" ] || { usage >&2; exit 2; }; }
 case $cmd in
   check)  cmd_check ;;
   build)  cmd_build ;;
+  try)    cmd_try ;;
   built)  [ -e "$(base_dir)/complete" ] ;;
   up)     need_root; cmd_up "$@" ;;
   exec)   cmd_exec "$@" ;;
