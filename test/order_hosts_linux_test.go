@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -15,7 +16,6 @@ import (
 	"testing"
 
 	"github.com/musterfleet/muster/internal/constellation"
-	"github.com/musterfleet/muster/test/hosts"
 )
 
 // Orders on hosts: h1 to h5 and h6 to h10 are the islands of a network that is cut.
@@ -35,42 +35,31 @@ type orders struct {
 // Machines without a broker can be called, run and repaired, whatever becomes of
 // the network, of the agents and of the operators.
 func TestOrderHosts(t *testing.T) {
-	exe, err := buildMuster()
-	if err != nil {
-		t.Fatal(err)
-	}
 	scout := filepath.Join(t.TempDir(), "scout")
-	build := exec.Command("go", "build", "-ldflags", "-s -w", "-o", scout, "../cmd/scout")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
+	cmd := exec.Command("go", "build", "-ldflags", "-s -w", "-o", scout, "../cmd/scout")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("go build: %v\n%s", err, out)
 	}
-	lab := hosts.Up(t, orderHosts, scout)
-	o := &orders{machines: &machines{t: t, lab: lab, broker: lab.Address("h1"), spare: lab.Address("h5"), want: map[string]string{}}}
-	t.Cleanup(func() { o.explain(t, o.everybody()...) })
+	m, exe := onHosts(t, orderHosts, scout)
+	m.spare = m.lab.Address("h5")
+	o := &orders{machines: m}
 	o.distribute()
 	o.install(exe)
-	for _, step := range []struct {
-		name string
-		try  func(*testing.T)
-	}{
-		{"discovery", o.tryDiscovery},
-		{"run and query", o.tryRun},
-		{"two operators", o.tryRivals},
-		{"cut and healed", o.tryCut},
-		{"two islands", o.tryIslands},
-		{"killed entry", o.tryEntry},
-		{"killed operator", o.tryDeadOperator},
-		{"slow and lossy", o.trySlow},
-		{"replay", o.tryReplay},
-		{"garbage", o.tryGarbage},
-		{"broker stopped", o.tryBrokerStopped},
-		{"broker moved", o.tryBrokerMoved},
-	} {
-		if !t.Run(step.name, func(t *testing.T) { o.t = t; step.try(t) }) {
-			return
-		}
-	}
+	o.steps(
+		step{"discovery", o.tryDiscovery},
+		step{"run and query", o.tryRun},
+		step{"two operators", o.tryRivals},
+		step{"cut and healed", o.tryCut},
+		step{"two islands", o.tryIslands},
+		step{"killed entry", o.tryEntry},
+		step{"killed operator", o.tryDeadOperator},
+		step{"slow and lossy", o.trySlow},
+		step{"replay", o.tryReplay},
+		step{"garbage", o.tryGarbage},
+		step{"broker stopped", o.tryBrokerStopped},
+		step{"broker moved", o.tryBrokerMoved},
+	)
 }
 
 // distribute makes a constellation with two operators, gives it to all hosts, and
@@ -104,16 +93,19 @@ func (o *orders) tryDiscovery(t *testing.T) {
 	o.ids = map[string]string{}
 	// Beside an agent only those are heard that answer a newcomer.
 	o.shell(rival, "systemctl stop muster-scout")
-	for _, n := range o.neighbours(rival, "--wait", "12s") {
-		o.ids[n.Name] = n.ID
-	}
+	o.await("everybody is found without a configuration", func() bool {
+		for _, n := range o.neighbours(rival, "--wait", "12s") {
+			o.ids[n.Name] = n.ID
+		}
+		return len(o.ids) >= orderHosts-1
+	})
 	if len(o.ids) != orderHosts-1 {
 		t.Errorf("without a configuration, %v are found", o.ids)
 	}
 	o.shell(rival, "systemctl start muster-scout")
 	o.shell("h9", `nft 'add table inet deaf; add chain inet deaf in { type filter hook input priority 0; }; add chain inet deaf out { type filter hook output priority 0; }
 		add rule inet deaf in udp dport 6776 meta pkttype multicast drop; add rule inet deaf out ip daddr 224.0.0.0/4 udp dport 6776 drop; add rule inet deaf out ip6 daddr ff00::/8 udp dport 6776 drop'
-		systemctl restart muster-scout`)
+`)
 	// What was heard of h9 before is forgotten when everybody is started again.
 	o.restartAgents()
 	o.await("everybody else is found", func() bool { return len(o.ran(rival, "--", "true")) == orderHosts-1 })
@@ -151,7 +143,7 @@ func (o *orders) tryRun(t *testing.T) {
 		}
 	}
 	// A session has everybody, for whatever is asked in it.
-	o.hold(operator)
+	o.hold(operator, orderHosts)
 	o.ran(operator, "--shell", "echo ran >>/root/session")
 	o.wrote("session", 1, o.everybody()...)
 	o.release(operator)
@@ -159,7 +151,7 @@ func (o *orders) tryRun(t *testing.T) {
 
 // A machine has one operator at a time, whom the other one is told.
 func (o *orders) tryRivals(t *testing.T) {
-	held := o.hold(rival)
+	held := o.hold(rival, orderHosts)
 	_, err := o.order(operator, "run", "--shell", "echo ran >>/root/refused")
 	if err == nil || !strings.Contains(err.Error(), "in order "+held) {
 		t.Errorf("a call while %s has everybody in order %s: %v", rival, held, err)
@@ -168,11 +160,14 @@ func (o *orders) tryRivals(t *testing.T) {
 	// Beside an agent a program does not hear the multicasts of others. Without one the
 	// operator hears of the newcomer, and says who it is.
 	o.shell(rival, "systemctl stop muster-scout")
-	o.hold(rival)
-	_, err = o.order(operator, "run", "--shell", "echo ran >>/root/refused")
-	if err == nil || !strings.Contains(err.Error(), "root@"+rival) {
-		t.Errorf("a call while %s has everybody: %v", rival, err)
-	}
+	o.hold(rival, orderHosts-1)
+	o.await("the refusal says who has everybody", func() bool {
+		_, err = o.order(operator, "run", "--shell", "echo ran >>/root/refused")
+		if err == nil {
+			t.Fatalf("a call while %s has everybody: it succeeds", rival)
+		}
+		return strings.Contains(err.Error(), "root@"+rival)
+	})
 	o.wrote("refused", 0)
 	o.release(rival)
 	o.shell(rival, "systemctl start muster-scout")
@@ -215,8 +210,8 @@ func (o *orders) tryIslands(*testing.T) {
 			o.lab.Cut(a, b)
 		}
 	}
-	o.hold(operator)
-	o.hold(rival)
+	o.hold(operator, len(near))
+	o.hold(rival, len(far))
 	o.order(operator, "run", "--shell", "echo ran >>/root/near")
 	o.order(rival, "run", "--shell", "echo ran >>/root/far")
 	o.wrote("near", 1, near...)
@@ -242,20 +237,20 @@ func (o *orders) tryIslands(*testing.T) {
 // elsewhere, once; answers that were to come through it are reported as missing, and
 // the next question takes another way. The agent is still locked when it is back.
 func (o *orders) tryEntry(t *testing.T) {
-	o.hold(rival, "--peer", o.lab.Address("h5"), "--peer", o.lab.Address("h6"))
+	o.hold(rival, orderHosts, "--peer", o.lab.Address("h5"), "--peer", o.lab.Address("h6"))
 	type end struct {
 		answers []answer
 		err     error
 	}
 	ended := make(chan end, 1)
 	go func() {
-		all, err := o.order(rival, "run", "--within", "6s", "--shell",
+		all, err := o.order(rival, "run", "--within", "30s", "--shell",
 			"echo ran >>/root/entry; until [ -e /root/go ]; do sleep 0.1; done; echo ended >>/root/ended")
 		ended <- end{all, err}
 	}()
 	o.await("all are at it", func() bool { return len(o.lines("entry")) == orderHosts })
 	o.shell("h5", "systemctl kill -s KILL muster-scout")
-	o.lab.Must("all", "touch", "/root/go")
+	o.onAll("touch /root/go")
 	if e := <-ended; e.err == nil || len(e.answers) != orderHosts || slices.Contains(nodes(e.answers), "h5") {
 		t.Errorf("with the entry killed %v say that they ran, of %d: %v", nodes(e.answers), len(e.answers), e.err)
 	}
@@ -268,7 +263,7 @@ func (o *orders) tryEntry(t *testing.T) {
 
 // The leases of an operator who dies end by themselves.
 func (o *orders) tryDeadOperator(t *testing.T) {
-	o.hold(rival, "--lease", "8s")
+	o.hold(rival, orderHosts, "--lease", "20s")
 	o.shell(rival, "systemctl kill -s KILL hold")
 	if _, err := o.order(operator, "run", "--shell", "echo ran >>/root/early"); err == nil {
 		t.Error("the machines are free before their lease has ended")
@@ -292,7 +287,7 @@ func (o *orders) trySlow(t *testing.T) {
 	for i := range 2 {
 		file := fmt.Sprint("lossy", i)
 		// Who does not hear the release is free when the lease ends.
-		got, err := o.order(operator, "run", "--lease", "8s", "--within", "10s", "--shell", "echo ran >>/root/"+file)
+		got, err := o.order(operator, "run", "--lease", "20s", "--within", "20s", "--shell", "echo ran >>/root/"+file)
 		if len(nodes(got)) < orderHosts-3 {
 			t.Errorf("over bad links %v answer: %v", nodes(got), err)
 		}
@@ -324,14 +319,14 @@ func (o *orders) tryBrokerStopped(t *testing.T) {
 	if _, err := o.lab.Exec(operator, "muster", "run", "-t", "h2,h3", "--", "true"); err == nil {
 		t.Error("commands flow without a broker")
 	}
-	o.hold(operator)
+	o.hold(operator, orderHosts)
 	for _, c := range []struct{ ask, want string }{
 		{"service status " + unit, "Active: inactive (dead)"},
 		{"logs " + unit + " 20", "Stopped " + unit},
 		{"service start " + unit, ""},
 		{"service status " + unit, "Active: active (running)"},
 	} {
-		out, err := o.lab.Exec(operator, append([]string{"muster", "order", "query", "-t", "h1"}, strings.Fields(c.ask)...)...)
+		out, err := o.lab.Exec(operator, append([]string{"muster", "order", "query", "--wait", "1m", "-t", "h1"}, strings.Fields(c.ask)...)...)
 		// The status of a unit that does not run is its exit code.
 		var exit *exec.ExitError
 		if err != nil && !(errors.As(err, &exit) && strings.Contains(c.want, "inactive")) || !strings.Contains(out, c.want) {
@@ -341,7 +336,7 @@ func (o *orders) tryBrokerStopped(t *testing.T) {
 	o.ran(operator, "-t", "h2,h3", "--shell", "echo ran >>/root/repair")
 	o.release(operator)
 	o.awaitOnline()
-	o.muster("run", "-t", "h2,h3", "--shell", "echo repaired >>"+ran)
+	o.run("h2,h3", "--shell", "echo repaired >>"+ran)
 	o.expect("h2", "repaired\n")
 	o.expect("h3", "repaired\n")
 	o.awaitEvents("script", "h2", "h3")
@@ -371,7 +366,7 @@ func (o *orders) tryBrokerMoved(t *testing.T) {
 		t.Fatalf("%v dial the spare broker: %v", nodes(got), err)
 	}
 	o.awaitOnline()
-	o.muster("run", "-t", "h2,h3", "--shell", "echo moved >>"+ran)
+	o.run("h2,h3", "--shell", "echo moved >>"+ran)
 	o.expect("h2", "moved\n")
 	o.expect("h3", "moved\n")
 	o.awaitEvents("broker", "h2", "h3")
@@ -416,14 +411,14 @@ func number(host string) int {
 	return n
 }
 
-// order runs 'muster order' on a host. The error has what it says on stderr, if its
-// exit code is not 0.
-func (o *orders) order(host string, args ...string) (all []answer, err error) {
-	out, err := o.lab.Exec(host, append([]string{"muster", "-o", "jsonl", "order"}, args...)...)
+// order runs 'muster order run' or 'query' on a host. The error has what it says on
+// stderr, if its exit code is not 0.
+func (o *orders) order(host, verb string, args ...string) (all []answer, err error) {
+	out, err := o.lab.Exec(host, append([]string{"muster", "-o", "jsonl", "order", verb, "--wait", "1m"}, args...)...)
 	for line := range strings.Lines(out) {
 		var a answer
 		if err := json.Unmarshal([]byte(line), &a); err != nil {
-			o.t.Errorf("order %v: %v: %s", args, err, line)
+			o.t.Errorf("order %s %v: %v: %s", verb, args, err, line)
 		}
 		all = append(all, a)
 	}
@@ -432,7 +427,7 @@ func (o *orders) order(host string, args ...string) (all []answer, err error) {
 
 // ran returns on whom 'muster order run' ran something.
 func (o *orders) ran(host string, args ...string) []string {
-	got, _ := o.order(host, append([]string{"run"}, args...)...)
+	got, _ := o.order(host, "run", args...)
 	return nodes(got)
 }
 
@@ -453,17 +448,28 @@ func (o *orders) neighbours(host string, args ...string) (all []orderNeighbour) 
 	return all
 }
 
-// hold opens a session on a host, and returns its Order's short name. What the
-// host's operator runs then is in it.
-func (o *orders) hold(host string, args ...string) (id string) {
+// joined is what a session says when it is open.
+var joined = regexp.MustCompile(`order (\S+): (\d+) machines? joined, yours until`)
+
+// hold opens a session on a host that so many machines join, and returns its Order's
+// short name. What the host's operator runs then is in it. A call is made after a
+// short look around; who is too slow to answer it is in the next one.
+func (o *orders) hold(host string, machines int, args ...string) (id string) {
 	o.t.Helper()
-	o.shell(host, "rm -f /root/hold; systemd-run -q --collect --unit hold --setenv HOME=/root sh -c 'sleep 1000 | exec muster order call --retry 5 "+
-		strings.Join(args, " ")+" >/root/hold 2>&1'")
-	o.await("a session on "+host, func() bool {
-		said := o.shell(host, "cat /root/hold 2>/dev/null || :")
-		_, rest, _ := strings.Cut(said, "order ")
-		id, _, _ = strings.Cut(rest, ":")
-		return strings.Contains(said, "joined, yours until")
+	o.await(fmt.Sprintf("%s has %d machines", host, machines), func() bool {
+		o.shell(host, "rm -f /root/hold; systemd-run -q --collect --unit hold --setenv HOME=/root sh -c 'sleep 10000 | exec muster order call --wait 1m --retry 30 "+
+			strings.Join(args, " ")+" >/root/hold 2>&1'")
+		var said []string
+		o.await("a session on "+host, func() bool {
+			said = joined.FindStringSubmatch(o.shell(host, "cat /root/hold 2>/dev/null || :"))
+			return said != nil
+		})
+		id = said[1]
+		if said[2] == strconv.Itoa(machines) {
+			return true
+		}
+		o.release(host)
+		return false
 	})
 	return id
 }
@@ -474,13 +480,41 @@ func (o *orders) release(host string) {
 	o.shell(host, "muster order release; systemctl stop hold")
 }
 
+// onAll runs a script on all hosts at once, and returns what it printed, by host.
+func (o *orders) onAll(script string) map[string]string {
+	o.t.Helper()
+	type output struct {
+		host, text string
+		err        error
+	}
+	outputs := make(chan output)
+	for _, host := range o.names {
+		go func() {
+			text, err := o.lab.Exec(host, "sh", "-ec", script)
+			outputs <- output{host, text, err}
+		}()
+	}
+	said := map[string]string{}
+	var errs []error
+	for range o.names {
+		out := <-outputs
+		said[out.host] = strings.TrimSpace(out.text)
+		errs = append(errs, out.err)
+	}
+	if err := errors.Join(errs...); err != nil {
+		o.t.Fatal(err)
+	}
+	return said
+}
+
 // lines returns by host how many lines commands have written into a file of /root.
 func (o *orders) lines(file string) map[string]int {
 	o.t.Helper()
 	count := map[string]int{}
-	for line := range strings.Lines(o.lab.Must("all", "sh", "-c", "[ ! -e /root/"+file+" ] || echo $(hostname) $(wc -l </root/"+file+")")) {
-		host, n, _ := strings.Cut(strings.TrimSpace(line), " ")
-		count[host], _ = strconv.Atoi(n)
+	for host, n := range o.onAll("[ ! -e /root/" + file + " ] || wc -l </root/" + file) {
+		if n != "" {
+			count[host], _ = strconv.Atoi(n)
+		}
 	}
 	return count
 }
@@ -507,15 +541,12 @@ func (o *orders) awaitAll(what string) {
 	o.await(what, func() bool { return len(o.ran(operator, "--", "true")) == orderHosts })
 }
 
-func (o *orders) everybody() (all []string) {
-	for i := range orderHosts {
-		all = append(all, fmt.Sprint("h", i+1))
-	}
-	return all
-}
+func (o *orders) everybody() []string { return slices.Clone(o.names) }
 
-// restartAgents restarts all agents of the constellation.
+// restartAgents stops all agents of the constellation before it starts the first
+// again, which no other can then tell what it has heard before.
 func (o *orders) restartAgents() {
 	o.t.Helper()
-	o.lab.Must("all", "systemctl", "try-restart", "muster-scout*", "muster-agent*")
+	o.onAll("systemctl stop 'muster-scout*' 'muster-agent*'")
+	o.onAll("for unit in muster-scout muster-agent; do ! systemctl -q is-enabled $unit 2>/dev/null || systemctl start $unit; done")
 }

@@ -96,7 +96,7 @@ func (o *orders) send(network string, messages ...[]byte) {
 		address := net.JoinHostPort(o.lab.Address(host), "6776")
 		err := inside(o.lab, func() error {
 			for _, m := range messages {
-				conn, err := net.DialTimeout(network, address, 5*time.Second)
+				conn, err := net.DialTimeout(network, address, time.Minute)
 				if err != nil {
 					return err
 				}
