@@ -99,7 +99,7 @@ func (d *demo) start() error {
 
 func (d *demo) everyoneThere() error {
 	say("a command that answers now")
-	if err := d.muster("run", "-t", selector, "--", "uname", "-sr"); err != nil {
+	if err := d.muster("run", "-t", selector, "--wait-all", "--", "uname", "-sr"); err != nil {
 		return err
 	}
 	say("five commands to each node")
