@@ -23,16 +23,18 @@ type Caller struct {
 	tries int // Calls lost in a row
 }
 
-// A root is what a node knows of its Caller. Programs that only have agents are
-// built without a Caller that way.
+// A root is the Caller that a node belongs to, as its waves see it. An interface,
+// so that a program without one has none of its code.
 type root interface {
-	// holds returns the Order, if the caller has one.
-	holds() (OrderID, bool)
 	// enough reports whether a wave need not wait any longer.
-	enough(*wave) bool
-	answered(*wave, Part)
-	finished(time.Time, *wave)
-	tick(time.Time)
+	enough(w *wave) bool
+	repeats(now time.Time, w *wave) bool
+	repeat(now time.Time, w *wave)
+	answered(now time.Time, w *wave, m Part)
+	finished(now time.Time, w *wave)
+	// holds returns the Order that is held, zero without one.
+	holds() OrderID
+	tick(now time.Time)
 	next() time.Time
 }
 
@@ -55,12 +57,15 @@ type call struct {
 	lease   time.Duration
 	started map[uint32]time.Time // waves on their way
 	members map[NodeID]*believed
-	absent  []Member // of the CALL
+	joined  map[NodeID]Member // who has said so to the CALL or the ORDER
+	locked  time.Time         // until when somebody may be locked, by what was sent
+	absent  []Member          // of the CALL
 }
 
 type believed struct {
 	Member
 	until time.Time
+	mute  bool // the last wave ended without a word of it
 }
 
 // CallOptions say what is called for.
@@ -97,7 +102,8 @@ func (c *Caller) Call(now time.Time, o CallOptions) (OrderID, error) {
 	lease := cmp.Or(o.Lease, defaultLease)
 	var seed [ed25519.SeedSize]byte
 	c.draw(seed[:])
-	c.call = call{key: ed25519.NewKeyFromSeed(seed[:]), lease: lease, started: map[uint32]time.Time{}, members: map[NodeID]*believed{}}
+	c.call = call{key: ed25519.NewKeyFromSeed(seed[:]), lease: lease, started: map[uint32]time.Time{}, members: map[NodeID]*believed{},
+		joined: map[NodeID]Member{}, locked: now.Add(waveTime + defaultHold)}
 	c.draw(c.call.order[:])
 	s := Signed{Cluster: c.cfg.Cluster, Order: c.call.order, Kind: KindCall, IssuedAt: now.UnixMilli(),
 		Hold: uint32(defaultHold.Milliseconds()), Lease: uint32(lease.Milliseconds()), Scope: o.Scope,
@@ -111,7 +117,7 @@ func (c *Caller) Call(now time.Time, o CallOptions) (OrderID, error) {
 	}
 	c.phase = calling
 	order := c.call.order
-	c.begin(now, m, waveTime)
+	c.begin(now, m, waveTime, &begun{key: c.key})
 	return order, nil
 }
 
@@ -169,17 +175,24 @@ func (c *Caller) issue(now time.Time, kind Kind, selector string, query []byte, 
 	if err != nil {
 		return 0, err
 	}
-	seq := c.call.seq
-	c.begin(now, m, within)
+	seq, b := c.call.seq, &begun{key: c.call.key}
+	switch kind {
+	case KindOrder, KindRenew: // and a twentieth more, for clocks that drift
+		c.call.locked = now.Add(within + c.call.lease*21/20)
+	case KindRelease:
+		b.joined, b.locked = c.call.joined, c.call.locked
+	}
+	c.begin(now, m, within, b)
 	return seq, nil
 }
 
 // begin is the root's part of a wave.
-func (c *Caller) begin(now time.Time, m Wave, within time.Duration) {
-	w := &wave{msg: m, root: true, deadline: now.Add(within), passed: map[NodeID]bool{}}
+func (c *Caller) begin(now time.Time, m Wave, within time.Duration, b *begun) {
+	w := &wave{msg: m, root: true, deadline: now.Add(within), passed: map[NodeID]bool{}, began: b}
 	c.room() // what the operator asks for is held in any case
 	c.waves = append(c.waves, w)
 	c.call.started[m.Seq] = now
+	c.plan(now, w)
 	c.forward(now, w)
 	c.complete(now, w)
 }
@@ -217,7 +230,7 @@ func (c *Caller) enough(w *wave) bool {
 	}
 	echoed := w.codes()
 	for id := range c.call.members {
-		if _, ok := echoed[id]; !ok && !w.passed[id] {
+		if m, ok := echoed[id]; (!ok || m.Code.ran()) && !w.passed[id] {
 			return false
 		}
 	}
@@ -225,16 +238,17 @@ func (c *Caller) enough(w *wave) bool {
 }
 
 // answered tells one answer to a query.
-func (c *Caller) answered(w *wave, m Part) {
-	c.event(Event{Kind: Answered, Order: m.Order, Seq: m.Seq, Member: m.From, Data: m.Data})
+func (c *Caller) answered(now time.Time, w *wave, m Part) {
+	c.event(Event{Kind: Answered, Order: m.Order, Seq: m.Seq & MaxSeq, Member: m.From, Data: m.Data})
+	c.heard(now, w)
 }
 
 // finished takes the end of a wave.
 func (c *Caller) finished(now time.Time, w *wave) {
 	ok, absent := w.outcome()
-	e := Event{Order: w.msg.Order, Seq: w.msg.Seq, Members: ok, Absent: absent}
+	e := Event{Order: w.msg.Order, Seq: w.msg.Seq & MaxSeq, Members: ok, Absent: absent}
 	if w.msg.Kind == KindRelease {
-		e.Kind = ReleaseDone
+		e.Kind, e.Absent, e.Until = ReleaseDone, w.unreleased(), w.began.locked
 		c.event(e)
 		return
 	}
@@ -243,9 +257,15 @@ func (c *Caller) finished(now time.Time, w *wave) {
 	}
 	if w.msg.Kind == KindQuery || w.msg.Kind == KindRenew {
 		e.Absent = c.lacking(w)
+		c.mute(w)
 	}
-	started := c.call.started[w.msg.Seq]
-	delete(c.call.started, w.msg.Seq)
+	started := c.call.started[e.Seq]
+	delete(c.call.started, e.Seq)
+	if w.msg.Kind != KindQuery {
+		for _, m := range ok {
+			c.call.joined[m.ID] = m
+		}
+	}
 	switch w.msg.Kind {
 	case KindCall:
 		c.called(now, w, ok, absent, started)
@@ -318,7 +338,7 @@ func (c *Caller) believe(ok []Member, started time.Time) {
 	}
 	until := started.Add(time.Duration(part * float64(c.call.lease)))
 	for _, m := range ok {
-		c.call.members[m.ID] = &believed{m, until}
+		c.call.members[m.ID] = &believed{Member: m, until: until}
 	}
 }
 
@@ -336,11 +356,11 @@ func (c *Caller) lose(now time.Time, w *wave, absent []Member) {
 	}
 }
 
-func (c *Caller) holds() (OrderID, bool) {
+func (c *Caller) holds() OrderID {
 	if c.phase != holding {
-		return OrderID{}, false
+		return OrderID{}
 	}
-	return c.call.order, true
+	return c.call.order
 }
 
 func (c *Caller) tick(now time.Time) {

@@ -174,6 +174,13 @@ type Hello struct {
 	BrokerHint []byte // where a newcomer finds the fleet's broker: see OpenHint; nil: not told now
 }
 
+// A wave that is repeated has a number of its own: in frames, Seq is that of the
+// signed part and, in its upper 8 bits, how often the wave was repeated.
+const (
+	firstRepeat = 1 << 24
+	MaxSeq      = firstRepeat - 1 // of a signed part
+)
+
 // A Wave is one request on its way through the overlay.
 type Wave struct {
 	Order  OrderID
@@ -184,7 +191,13 @@ type Wave struct {
 	Signed []byte // see Signed
 	Sig    [ed25519.SignatureSize]byte
 	Query  []byte // of a QUERY only: see EncodeQuery; Signed holds its hash
+
+	// Want has, of a QUERY that is repeated, the nodes that are to send their
+	// answers again if they have run it; empty: all.
+	Want []NodeID
 }
+
+func (w *Wave) repeated() bool { return w.Seq > MaxSeq }
 
 // An Ack says that a WAVE or a PART has arrived.
 type Ack struct {
@@ -276,7 +289,8 @@ func (h *Hello) valid() bool {
 
 func (w *Wave) valid() bool {
 	return w.Kind >= KindCall && w.Kind <= KindRelease && w.Hops <= maxHops && w.Budget <= maxQueryMs &&
-		len(w.Signed) <= maxSigned && len(w.Query) <= maxBody && (len(w.Query) > 0) == (w.Kind == KindQuery)
+		len(w.Signed) <= maxSigned && len(w.Query) <= maxBody && (len(w.Query) > 0) == (w.Kind == KindQuery) &&
+		len(w.Want) <= MaxMissing && (len(w.Want) == 0 || w.Kind == KindQuery && w.repeated())
 }
 
 func (a *Ack) valid() bool { return a.Of == TypeWave && a.Part == NodeID{} || a.Of == TypePart }

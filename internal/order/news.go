@@ -33,7 +33,7 @@ func (n *Node) stance(now time.Time) stance {
 	}
 	is := stance{state: CallerState}
 	if n.caller != nil {
-		is.order, _ = n.caller.holds() // so that others can see whose it is
+		is.order = n.caller.holds() // so that others can see whose it is
 	}
 	return is
 }

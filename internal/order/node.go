@@ -139,7 +139,7 @@ const (
 	Answered    // Seq, Member, Data: one node's answer to a query
 	QueryDone   // Seq, Absent: nothing more comes
 	RenewDone   // Seq, Members, Absent, Until
-	ReleaseDone // Seq, Absent
+	ReleaseDone // Seq, Members, Absent: who may still be locked, Until at the latest
 	LeaseOver   // nothing is believed locked any more
 
 	Hinted // Data: the newest hint of the broker's address, to be kept for TakeHint after a start; no Order

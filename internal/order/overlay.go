@@ -405,11 +405,7 @@ func (n *Node) answers(p *peer, from Address) bool {
 	if n.role == RoleAgent {
 		return n.near(p.place) || from.overHub()
 	}
-	if n.caller == nil {
-		return false
-	}
-	_, holding := n.caller.holds()
-	return p.role == RoleCaller && holding
+	return p.role == RoleCaller && n.caller != nil && n.caller.holds() != OrderID{}
 }
 
 // greet says HELLO, to a newcomer or to who may know it.

@@ -44,7 +44,12 @@ type Signed struct {
 	// Of later kinds, which the order's key signs.
 	Selector string   // of a QUERY: the members that are asked; empty: all
 	Hash     [32]byte // of a QUERY: of its body
+
+	Repeat uint8 // how often the wave was repeated
 }
+
+// number is what frames name the wave by.
+func (s *Signed) number() uint32 { return uint32(s.Repeat)*firstRepeat + s.Seq }
 
 // OperatorID returns the id by which a CALL names its operator's key: the
 // first 8 bytes of its BLAKE2b-256 hash.
@@ -61,7 +66,7 @@ func Sign(s Signed, key ed25519.PrivateKey, query []byte) (Wave, error) {
 		s.Hash = blake2b.Sum256(query)
 	}
 	data := s.bytes()
-	w := Wave{Order: s.Order, Seq: s.Seq, Kind: s.Kind, Signed: data, Query: query}
+	w := Wave{Order: s.Order, Seq: s.number(), Kind: s.Kind, Signed: data, Query: query}
 	w.Sig = [ed25519.SignatureSize]byte(ed25519.Sign(key, data))
 	return w, nil
 }
@@ -73,7 +78,7 @@ var errSigned = muster.Errorf(muster.Invalid, "the signed part of a wave is malf
 // query.
 func (w *Wave) Open() (Signed, error) {
 	s, ok := w.parse()
-	if !ok || s.Order != w.Order || s.Seq != w.Seq || s.Kind != w.Kind || len(s.Cluster) > MaxCluster {
+	if !ok || s.Order != w.Order || s.Seq > MaxSeq || s.number() != w.Seq || s.Kind != w.Kind || len(s.Cluster) > MaxCluster {
 		return Signed{}, errSigned
 	}
 	switch s.Kind {

@@ -104,6 +104,7 @@ type win struct {
 	order   OrderID
 	at      time.Time
 	members int
+	who     []Member
 }
 
 type event struct {
@@ -446,7 +447,7 @@ func (h *host) observe(e Event) {
 	case CallWon:
 		h.news = true
 		h.decided(e.Order)
-		h.wins = append(h.wins, win{order: e.Order, at: w.now, members: len(e.Members)})
+		h.wins = append(h.wins, win{order: e.Order, at: w.now, members: len(e.Members), who: e.Members})
 		h.script.won(h)
 	case CallLost:
 		h.decided(e.Order)
@@ -463,8 +464,11 @@ func (h *host) observe(e Event) {
 	case QueryDone, RenewDone, ReleaseDone:
 		h.news = true
 		h.done[execution{e.Order, e.Seq}] = e
-		if e.Kind == QueryDone {
+		switch e.Kind {
+		case QueryDone:
 			h.noSilence(e)
+		case ReleaseDone:
+			h.noneForgotten(e)
 		}
 	}
 }
@@ -475,6 +479,26 @@ func (h *host) noSilence(e Event) {
 		named := slices.ContainsFunc(e.Absent, func(o Member) bool { return o.ID == m.ID })
 		if answered := h.answers[execution{e.Order, e.Seq}][m.ID] > 0; answered == named {
 			h.w.fail("%s: of member %s query %d of %s says: answered %v, absent %v", h.addr, m.ID, e.Seq, e.Order, answered, named)
+		}
+	}
+}
+
+// noneForgotten checks that each member that is still locked after a release is
+// named, and is free when the caller says.
+func (h *host) noneForgotten(e Event) {
+	for _, won := range h.wins {
+		for _, m := range won.who {
+			o := h.w.byID[m.ID]
+			if won.order != e.Order || !o.up || !o.locked || o.held != e.Order {
+				continue
+			}
+			if !slices.ContainsFunc(e.Absent, func(x Member) bool { return x.ID == m.ID }) {
+				h.w.fail("%s has released %s, which %s did not hear and is not named", h.addr, e.Order, o.addr)
+			}
+			// Whoever sends a RENEW again later extends a lease that far.
+			if left, said := o.node.Status(o.local()).Until.Sub(o.local()), e.Until.Sub(h.local()); left > said && !h.w.faults.replay {
+				h.w.fail("%s is locked for %s more, and %s says %s", o.addr, left, h.addr, said)
+			}
 		}
 	}
 }

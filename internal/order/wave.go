@@ -13,7 +13,8 @@ const (
 	tries      = 5
 	remember   = 10 * time.Second // after its end, to recognise repetitions
 	maxWaves   = 64
-	maxHeld    = 1 << 20 // bytes of answers on their way through a relay; more wait below
+	maxHeld    = 1 << 20   // bytes of answers on their way through a relay; more wait below
+	maxKept    = 256 << 10 // bytes of own answers that are kept, to be sent again
 )
 
 // A retry plans repetitions: the second follows after firstRetry, each further
@@ -36,8 +37,10 @@ func (r *retry) again(now time.Time) bool {
 // A wave is one request passing through this node: received from the parent,
 // forwarded to the children, answered by them, echoed to the parent. The first
 // WAVE to arrive makes its sender the parent, so each wave builds its own tree.
+// When the root repeats it, it builds another one: who took part does nothing a
+// second time, and has its answer go the new way.
 type wave struct {
-	msg      Wave
+	msg      Wave // with the number of the last repetition
 	root     bool
 	parent   NodeID
 	deadline time.Time
@@ -46,7 +49,9 @@ type wave struct {
 	missing  []NodeID
 	conflict bool
 	rival    OrderID
+	ends     bool    // it is not forwarded
 	running  bool    // the query of this node
+	answer   *Part   // of this node, kept to be sent again
 	parts    []*part // on their way to the parent
 	passed   map[NodeID]bool
 	done     bool // decided, at the root; echoed, elsewhere
@@ -54,6 +59,8 @@ type wave struct {
 	retry    retry // of the echo, until it is acknowledged
 	settled  bool  // nothing is sent any more
 	until    time.Time
+
+	began *begun // of the root
 }
 
 type child struct {
@@ -68,11 +75,21 @@ type part struct {
 	retry retry
 }
 
-func (n *Node) wave(order OrderID, seq uint32) *wave {
+// wave returns the wave with a number, whatever the repetition.
+func (n *Node) wave(order OrderID, number uint32) *wave {
 	for _, w := range n.waves {
-		if w.msg.Order == order && w.msg.Seq == seq {
+		if w.msg.Order == order && w.msg.Seq&MaxSeq == number&MaxSeq {
 			return w
 		}
+	}
+	return nil
+}
+
+// current returns the wave with a number if that is not of an earlier repetition,
+// whose tree is of no use any more.
+func (n *Node) current(order OrderID, number uint32) *wave {
+	if w := n.wave(order, number); w != nil && w.msg.Seq == number {
+		return w
 	}
 	return nil
 }
@@ -102,15 +119,15 @@ func (n *Node) room() bool {
 // onWave takes a WAVE: the first of its kind does something, others are told
 // that they are.
 func (n *Node) onWave(now time.Time, p *peer, m *Wave) {
-	if w := n.wave(m.Order, m.Seq); w != nil {
-		n.again(now, p, w)
+	w := n.wave(m.Order, m.Seq)
+	switch {
+	case w != nil && (w.root || m.Seq <= w.msg.Seq):
+		n.again(now, p, w, m.Seq)
 		return
-	}
-	if n.role == RoleCaller {
+	case n.role == RoleCaller:
 		n.send(p, &Dup{Order: m.Order, Seq: m.Seq})
 		return
-	}
-	if !n.room() || p.failed.full(now, failedBurst, failedRate) {
+	case w == nil && !n.room() || p.failed.full(now, failedBurst, failedRate):
 		return
 	}
 	s, code := n.check(m)
@@ -123,18 +140,52 @@ func (n *Node) onWave(now time.Time, p *peer, m *Wave) {
 		p.failed.take(now, failedBurst, failedRate)
 		return
 	}
-	w := &wave{msg: *m, parent: p.id, deadline: now.Add(n.budget(m)), passed: map[NodeID]bool{}}
-	n.waves = append(n.waves, w)
-	v := n.decide(now, w, &s)
-	w.conflict, w.rival = v.conflict, v.rival
-	if !w.running {
-		w.members = []Member{{ID: n.id, Boot: n.boot, Code: v.code}}
+	fresh := w == nil
+	if fresh {
+		w = &wave{passed: map[NodeID]bool{}}
+		n.waves = append(n.waves, w)
 	}
-	if v.forward {
+	w.msg, w.parent, w.deadline = *m, p.id, now.Add(n.budget(m))
+	if fresh {
+		n.enter(now, w, &s)
+	} else {
+		n.repeat(now, w)
+	}
+	if !w.ends {
 		n.forward(now, w)
 	}
 	if !n.complete(now, w) {
 		n.send(p, &Ack{Order: m.Order, Seq: m.Seq, Of: TypeWave})
+	}
+}
+
+// enter does what a new wave asks for.
+func (n *Node) enter(now time.Time, w *wave, s *Signed) {
+	v := n.decide(now, w, s)
+	w.conflict, w.rival, w.ends = v.conflict, v.rival, !v.forward
+	if !w.running {
+		w.members = []Member{{ID: n.id, Boot: n.boot, Code: v.code}}
+	}
+}
+
+// repeat has a known wave take the way of its repetition. What this node made of
+// it holds, and answers that are here go to the new parent.
+func (n *Node) repeat(now time.Time, w *wave) {
+	w.missing = nil
+	for _, c := range w.children {
+		c.over = true
+	}
+	w.done, w.settled, w.echo = false, false, nil
+	clear(w.passed) // what others hold may be lost with them
+	for _, x := range w.parts {
+		w.passed[x.body.From.ID] = true
+		x.retry = retry{}
+		n.sendPart(now, w, x)
+	}
+	wanted := len(w.msg.Want) == 0 || slices.Contains(w.msg.Want, n.id)
+	if w.answer != nil && wanted && !w.passed[n.id] {
+		w.passed[n.id] = true
+		n.passOn(now, w, *w.answer)
 	}
 }
 
@@ -146,12 +197,14 @@ func (n *Node) budget(m *Wave) time.Duration {
 	return b
 }
 
-// again takes a WAVE that is known. From the parent it is a repetition;
-// anybody else has it from elsewhere, and is no child of this node either.
-func (n *Node) again(now time.Time, p *peer, w *wave) {
+// again takes a WAVE that is known. From the parent it came before; anybody else
+// has it from elsewhere, and is no child of this node either.
+func (n *Node) again(now time.Time, p *peer, w *wave, number uint32) {
 	switch {
+	case number < w.msg.Seq:
+		n.send(p, &Dup{Order: w.msg.Order, Seq: number})
 	case w.root || p.id != w.parent:
-		n.send(p, &Dup{Order: w.msg.Order, Seq: w.msg.Seq})
+		n.send(p, &Dup{Order: w.msg.Order, Seq: number})
 		n.close(now, w, w.child(p.id))
 	case w.echo != nil:
 		n.send(p, w.echo)
@@ -167,8 +220,12 @@ func (n *Node) forward(now time.Time, w *wave) {
 	}
 	for _, p := range n.neighbours() {
 		if p.id != w.parent || w.root {
-			c := &child{id: p.id}
-			w.children = append(w.children, c)
+			c := w.child(p.id)
+			if c == nil {
+				c = new(child)
+				w.children = append(w.children, c)
+			}
+			*c = child{id: p.id}
 			n.ask(now, w, c)
 		}
 	}
@@ -212,6 +269,9 @@ func (n *Node) complete(now time.Time, w *wave) bool {
 	if waiting && !w.conflict && now.Before(w.deadline) && !(w.root && n.caller.enough(w)) {
 		return false
 	}
+	if w.root && n.caller.repeats(now, w) {
+		return false
+	}
 	n.finish(now, w)
 	return true
 }
@@ -234,6 +294,10 @@ func (n *Node) finish(now time.Time, w *wave) {
 		w.settled = true
 		n.caller.finished(now, w)
 		return
+	}
+	w.msg.Signed, w.msg.Query = nil, nil // a repetition brings its own
+	if w.answer != nil {
+		w.until = later(w.until, w.deadline)
 	}
 	n.echo(now, w)
 }
@@ -280,7 +344,7 @@ func (n *Node) object(now time.Time, w *wave, rival OrderID) {
 }
 
 func (n *Node) onAck(now time.Time, p *peer, a *Ack) {
-	w := n.wave(a.Order, a.Seq)
+	w := n.current(a.Order, a.Seq)
 	switch {
 	case w == nil:
 	case a.Of == TypeWave:
@@ -294,13 +358,13 @@ func (n *Node) onAck(now time.Time, p *peer, a *Ack) {
 }
 
 func (n *Node) onDup(now time.Time, p *peer, d *Dup) {
-	if w := n.wave(d.Order, d.Seq); w != nil {
+	if w := n.current(d.Order, d.Seq); w != nil {
 		n.close(now, w, w.child(p.id))
 	}
 }
 
 func (n *Node) onFack(p *peer, f *Fack) {
-	w := n.wave(f.Order, f.Seq)
+	w := n.current(f.Order, f.Seq)
 	if w != nil && w.echo != nil && p.id == w.parent && f.Conflict == (w.echo.Flags&EchoConflict != 0) {
 		w.settled = true
 	}
@@ -317,15 +381,13 @@ func (n *Node) onEcho(now time.Time, p *peer, e *Echo) {
 	if c == nil {
 		return
 	}
-	if !c.over && !w.done {
-		w.members = append(w.members, e.Members...)
+	current := e.Seq == w.msg.Seq
+	if !w.done {
+		w.learn(e.Members) // of an earlier repetition, too
+	}
+	if !w.done && !c.over && current {
 		w.missing = append(w.missing, e.Missing...)
-		if len(w.members) > 2*MaxMembers {
-			w.members = w.members[:2*MaxMembers]
-		}
-		if len(w.missing) > 2*MaxMissing {
-			w.missing = w.missing[:2*MaxMissing]
-		}
+		w.missing = w.missing[:min(len(w.missing), 2*MaxMissing)]
 	}
 	if conflict {
 		var rival OrderID
@@ -334,14 +396,33 @@ func (n *Node) onEcho(now time.Time, p *peer, e *Echo) {
 		}
 		n.object(now, w, rival)
 	}
-	n.close(now, w, c)
+	if current {
+		n.close(now, w, c)
+	}
 }
 
-// onPart passes an answer on to the parent. It is acknowledged when it is held
-// here, so that what a relay has no room for waits below.
+// learn notes members, each once: of two codes the better counts.
+func (w *wave) learn(all []Member) {
+	for _, m := range all {
+		i := slices.IndexFunc(w.members, func(o Member) bool { return o.ID == m.ID })
+		switch {
+		case i >= 0:
+			w.members[i].Code = min(w.members[i].Code, m.Code)
+		case len(w.members) < 2*MaxMembers:
+			w.members = append(w.members, m)
+		}
+	}
+}
+
+// onPart passes an answer on to the parent, also one that took the way of an
+// earlier repetition. It is acknowledged when it is held here, so that what a
+// relay has no room for waits below.
 func (n *Node) onPart(now time.Time, p *peer, m *Part) {
 	w := n.wave(m.Order, m.Seq)
-	if w == nil || w.done || w.child(p.id) == nil {
+	if w == nil {
+		return // this process has not relayed the wave, but may be asked to
+	}
+	if w.done || w.child(p.id) == nil {
 		n.send(p, &Ack{Order: m.Order, Seq: m.Seq, Of: TypePart, Part: m.From.ID}) // nobody waits for it any more
 		return
 	}
@@ -370,7 +451,7 @@ func (n *Node) held() int {
 
 func (n *Node) passOn(now time.Time, w *wave, m Part) {
 	if w.root {
-		n.caller.answered(w, m)
+		n.caller.answered(now, w, m)
 		return
 	}
 	x := &part{body: m}
@@ -385,7 +466,9 @@ func (n *Node) sendPart(now time.Time, w *wave, x *part) {
 		x.retry.at = now.Add(firstRetry << (tries - 1))
 	}
 	if p := n.peers[w.parent]; p != nil && p.proved {
-		n.send(p, &x.body)
+		b := x.body
+		b.Seq = w.msg.Seq
+		n.send(p, &b)
 	}
 }
 
@@ -400,14 +483,28 @@ func (n *Node) Finished(now time.Time, order OrderID, seq uint32, code Code, dat
 	m := Member{ID: n.id, Boot: n.boot, Code: code}
 	w.members = append(w.members, m)
 	w.passed[n.id] = true
-	n.passOn(now, w, Part{Order: order, Seq: seq, From: m, Data: data[:min(len(data), MaxResult)]})
+	w.answer = &Part{Order: order, Seq: seq, From: m, Data: data[:min(len(data), MaxResult)]}
+	n.keep()
+	n.passOn(now, w, *w.answer)
+}
+
+// keep forgets the oldest answers of this node when there are too many of them.
+func (n *Node) keep() {
+	sum := 0
+	for i := len(n.waves) - 1; i >= 0; i-- {
+		if w := n.waves[i]; w.answer != nil {
+			if sum += len(w.answer.Data); sum > maxKept {
+				w.answer = nil
+			}
+		}
+	}
 }
 
 // abandon ends the waves of an Order that its RELEASE, the last one, has ended.
 func (n *Node) abandon(now time.Time, release *wave) {
 	for _, w := range n.waves {
 		if w != release && w.msg.Order == release.msg.Order && !w.settled {
-			w.done, w.settled, w.parts = true, true, nil
+			w.done, w.settled, w.running, w.parts, w.answer = true, true, false, nil, nil
 			w.until = now.Add(remember)
 		}
 	}
@@ -439,6 +536,9 @@ func (n *Node) tickWave(now time.Time, w *wave) {
 			n.sendPart(now, w, x)
 		}
 	}
+	if w.root && !now.Before(w.began.next) {
+		n.caller.repeat(now, w)
+	}
 }
 
 func (n *Node) nextWave() time.Time {
@@ -458,6 +558,9 @@ func (n *Node) nextWave() time.Time {
 
 func (w *wave) nextStep() time.Time {
 	next := w.deadline
+	if w.root {
+		next = earlier(next, w.began.next)
+	}
 	for _, c := range w.children {
 		if !c.over && !c.accepted {
 			next = earlier(next, c.retry.at)

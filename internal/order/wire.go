@@ -144,36 +144,66 @@ func readHello(r *cbor.Reader) Body {
 	return h
 }
 
-// The body of a QUERY is one element more than those of the other kinds.
-const waveElements = 7
+// elements returns how many a WAVE has: the body of a QUERY is one more, and who
+// is to answer another one when it is repeated.
+func (w *Wave) elements() int {
+	switch {
+	case w.Kind != KindQuery:
+		return 7
+	case w.repeated():
+		return 9
+	}
+	return 8
+}
 
 func (w *Wave) append(b []byte) []byte {
-	n := waveElements
-	if w.Kind == KindQuery {
-		n++
-	}
+	n := w.elements()
 	b = cbor.AppendBytes(cbor.AppendArray(b, n), w.Order[:])
 	b = cbor.AppendUint(cbor.AppendUint(b, uint64(w.Seq)), uint64(w.Kind))
 	b = cbor.AppendUint(cbor.AppendUint(b, uint64(w.Budget)), uint64(w.Hops))
 	b = cbor.AppendBytes(cbor.AppendBytes(b, w.Signed), w.Sig[:])
-	if w.Kind == KindQuery {
+	if n > 7 {
 		b = cbor.AppendBytes(b, w.Query)
+	}
+	if n > 8 {
+		b = appendNodeIDs(b, w.Want)
 	}
 	return b
 }
 
+func appendNodeIDs(b []byte, all []NodeID) []byte {
+	b = cbor.AppendArray(b, len(all))
+	for _, id := range all {
+		b = cbor.AppendBytes(b, id[:])
+	}
+	return b
+}
+
+func readNodeIDs(r *cbor.Reader) []NodeID {
+	all := []NodeID{}
+	for range r.ArrayUpTo(MaxMissing) {
+		if r.OK() {
+			all = append(all, readNodeID(r))
+		}
+	}
+	return all
+}
+
 func readWave(r *cbor.Reader) Body {
 	w := new(Wave)
-	n := r.ArrayUpTo(waveElements + 1)
+	n := r.ArrayUpTo(9)
 	w.Order, w.Seq, w.Kind = readOrderID(r), readUint32(r), Kind(readUint8(r))
 	w.Budget, w.Hops = readUint32(r), readUint8(r)
 	w.Signed = r.Bytes(maxSigned)
 	r.Fixed(w.Sig[:])
-	switch {
-	case n == waveElements+1 && w.Kind == KindQuery:
-		w.Query = r.Bytes(maxBody)
-	case n != waveElements || w.Kind == KindQuery:
+	if n != w.elements() {
 		r.Fail()
+	}
+	if n > 7 {
+		w.Query = r.Bytes(maxBody)
+	}
+	if n > 8 {
+		w.Want = readNodeIDs(r)
 	}
 	return w
 }
@@ -210,15 +240,11 @@ func (e *Echo) append(b []byte) []byte {
 	for i := range e.Members {
 		b = e.Members[i].append(b)
 	}
-	b = cbor.AppendArray(b, len(e.Missing))
-	for _, id := range e.Missing {
-		b = cbor.AppendBytes(b, id[:])
-	}
-	return b
+	return appendNodeIDs(b, e.Missing)
 }
 
 func readEcho(r *cbor.Reader) Body {
-	e := &Echo{Members: []Member{}, Missing: []NodeID{}}
+	e := &Echo{Members: []Member{}}
 	r.Array(6)
 	e.Order, e.Seq, e.Flags, e.Rival = readOrderID(r), readUint32(r), readUint8(r), readOptionalID(r)
 	for range r.ArrayUpTo(MaxMembers) {
@@ -226,11 +252,7 @@ func readEcho(r *cbor.Reader) Body {
 			e.Members = append(e.Members, readMember(r))
 		}
 	}
-	for range r.ArrayUpTo(MaxMissing) {
-		if r.OK() {
-			e.Missing = append(e.Missing, readNodeID(r))
-		}
-	}
+	e.Missing = readNodeIDs(r)
 	return e
 }
 
@@ -279,27 +301,38 @@ func (s *Signed) bytes() []byte {
 	if s.Kind == KindCall {
 		n = 12
 	}
+	if s.Repeat > 0 {
+		n++
+	}
 	b := cbor.AppendText(cbor.AppendText(cbor.AppendArray(nil, n), domain), s.Cluster)
 	b = cbor.AppendUint(cbor.AppendBytes(b, s.Order[:]), uint64(s.Seq))
 	b = cbor.AppendInt(cbor.AppendUint(b, uint64(s.Kind)), s.IssuedAt)
 	if s.Kind != KindCall {
-		return cbor.AppendBytes(cbor.AppendText(b, s.Selector), s.Hash[:])
+		b = cbor.AppendBytes(cbor.AppendText(b, s.Selector), s.Hash[:])
+	} else {
+		b = cbor.AppendUint(cbor.AppendUint(b, uint64(s.Hold)), uint64(s.Lease))
+		b = cbor.AppendBytes(cbor.AppendText(b, s.Scope), s.Operator[:])
+		b = cbor.AppendUint(cbor.AppendBytes(b, s.Key[:]), uint64(s.Flags))
 	}
-	b = cbor.AppendUint(cbor.AppendUint(b, uint64(s.Hold)), uint64(s.Lease))
-	b = cbor.AppendBytes(cbor.AppendText(b, s.Scope), s.Operator[:])
-	return cbor.AppendUint(cbor.AppendBytes(b, s.Key[:]), uint64(s.Flags))
+	if s.Repeat > 0 {
+		b = cbor.AppendUint(b, uint64(s.Repeat))
+	}
+	return b
 }
 
 // parse reads what is signed, in the form of the wave's kind.
 func (w *Wave) parse() (Signed, bool) {
 	var s Signed
 	r := cbor.NewReader(w.Signed)
-	n := r.ArrayUpTo(12)
+	n := r.ArrayUpTo(13)
 	if r.Text(len(domain)) != domain {
 		r.Fail()
 	}
 	s.Cluster, s.Order, s.Seq = r.Text(MaxCluster), readOrderID(r), readUint32(r)
 	s.Kind, s.IssuedAt = Kind(readUint8(r)), r.Int()
+	if w.repeated() {
+		n--
+	}
 	switch {
 	case s.Kind != KindCall && n == 8:
 		s.Selector = r.Text(MaxSelector)
@@ -310,6 +343,9 @@ func (w *Wave) parse() (Signed, bool) {
 		s.Flags = readUint8(r)
 	default:
 		r.Fail()
+	}
+	if w.repeated() {
+		s.Repeat = readUint8(r)
 	}
 	return s, r.End()
 }
