@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -504,7 +505,11 @@ by itself when half of its lease is over.`,
 				_, err := fmt.Fprintf(w, "order  %s\nuntil  %s\n", shortOrder(h.Order), clock(h.Until))
 				return err
 			})
-			return errors.Join(err, p.unheard(silent, "the renewal", h.Until))
+			if len(silent) > 0 {
+				p.say("%s %s did not hear the renewal: free at %s, when the lease ends", p.errTerm.paint(yellow, "warning:"), clean(whoIs(silent)), clock(h.Until))
+				err = errors.Join(err, exit(ExitFailed))
+			}
+			return err
 		},
 	}
 }
@@ -531,23 +536,27 @@ session there is nothing to release: the lease of one that died ends by itself.`
 				return err
 			}
 			data := map[string]any{"order": h.Order.String(), "members": whoList(h.Members), "silent": whoList(silent)}
+			if len(silent) > 0 {
+				data["locked_until"] = silent[0].Until // at the latest
+			}
 			err = show(p, data, func(w io.Writer) error {
-				_, err := fmt.Fprintf(w, "released order %s: %s free\n", shortOrder(h.Order), machines(len(h.Members)-len(silent)))
+				_, err := fmt.Fprintf(w, "released order %s: %s free\n", shortOrder(h.Order), machines(len(slices.DeleteFunc(h.Members, isIn(silent)))))
 				return err
 			})
-			return errors.Join(err, p.unheard(silent, "the release", h.Until))
+			if len(silent) > 0 {
+				p.sayLocked(silent)
+				err = errors.Join(err, exit(ExitFailed))
+			}
+			return err
 		},
 	}
 }
 
-// unheard warns of members that did not hear something, which makes the exit
-// code ExitFailed.
-func (p *program) unheard(silent []participant.Who, what string, until time.Time) error {
-	if len(silent) == 0 {
-		return nil
+// isIn returns whether a machine is one of a list.
+func isIn(list []participant.Who) func(participant.Who) bool {
+	return func(w participant.Who) bool {
+		return slices.ContainsFunc(list, func(o participant.Who) bool { return o.ID == w.ID })
 	}
-	p.say("%s %s did not hear %s: free at %s, when the lease ends", p.errTerm.paint(yellow, "warning:"), clean(whoIs(silent)), what, clock(until))
-	return exit(ExitFailed)
 }
 
 func whoList(all []participant.Who) []string {

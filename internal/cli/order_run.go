@@ -238,9 +238,16 @@ func (p *program) letGo(ctx context.Context, o *participant.Operator) error {
 		return muster.AsError(muster.Unavailable, err).WithHint("the machines are free when the lease ends, at %s", clock(now.Until))
 	}
 	if len(silent) > 0 {
-		p.say("%s %s did not hear the release: free at %s, when the lease ends", p.errTerm.paint(yellow, "warning:"), whoIs(silent), clock(now.Until))
+		p.sayLocked(silent)
 	}
 	return nil
+}
+
+// sayLocked warns of machines that have not acknowledged a release, though it was
+// repeated.
+func (p *program) sayLocked(silent []participant.Who) {
+	p.say("%s %s did not hear the release and may be locked, until %s at the latest", p.errTerm.paint(yellow, "warning:"),
+		clean(whoIs(silent)), clock(silent[0].Until))
 }
 
 // sayAbsent warns of machines that did not join, but for those that were not

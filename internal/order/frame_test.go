@@ -60,6 +60,10 @@ func examples(t testing.TB) []example {
 	to := func(b Body) Frame {
 		return Frame{Src: count8(0x10), SrcBoot: count8(0x20), Counter: 7, Dst: count8(0x30), DstBoot: count8(0x40), Body: b}
 	}
+	wanted := func(m *Wave, of ...NodeID) *Wave {
+		m.Want = of
+		return m
+	}
 	later := func(seq uint32, kind Kind) *Wave { return sign(Signed{Seq: seq, Kind: kind}, orderKey, nil) }
 	all := []example{
 		{"hello, idle", Frame{Src: count8(0), SrcBoot: count8(0x20), Counter: 1, Body: &Hello{ID: [16]byte{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}, TCPPort: 6776, Name: "a.example"}}},
@@ -72,8 +76,11 @@ func examples(t testing.TB) []example {
 			Key: [32]byte(orderKey.Public().(ed25519.PublicKey)), Flags: FlagBreakGlass}, operator, nil))},
 		{"wave, ORDER", to(later(1, KindOrder))},
 		{"wave, QUERY", to(sign(Signed{Seq: 2, Kind: KindQuery, Selector: "os=linux"}, orderKey, query))},
+		{"wave, QUERY repeated for one", to(wanted(sign(Signed{Seq: 2, Kind: KindQuery, Selector: "os=linux", Repeat: 1}, orderKey, query), member.ID))},
 		{"wave, RENEW", to(later(3, KindRenew))},
 		{"wave, RELEASE", to(later(4, KindRelease))},
+		{"wave, CALL repeated", to(sign(Signed{Kind: KindCall, Hold: 7000, Lease: 60000, Scope: "role=web", Operator: OperatorID(operator.Public().(ed25519.PublicKey)),
+			Key: [32]byte(orderKey.Public().(ed25519.PublicKey)), Repeat: 2}, operator, nil))},
 		{"ack of a wave", to(&Ack{Order: order, Seq: 2, Of: TypeWave})},
 		{"ack of a part", to(&Ack{Order: order, Seq: 2, Of: TypePart, Part: count8(0x10)})},
 		{"echo", to(&Echo{Order: order, Seq: 2, Members: []Member{member}, Missing: []NodeID{}})},
@@ -133,7 +140,7 @@ func TestVectors(t *testing.T) {
 }
 
 func TestDecodeRefuses(t *testing.T) {
-	good, err := Encode(examples(t)[14].frame) // a DUP: the shortest
+	good, err := Encode(examples(t)[16].frame) // a DUP: the shortest
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -222,6 +229,8 @@ func TestOpenRefuses(t *testing.T) {
 	for name, change := range map[string]func() Wave{
 		"another order":           func() Wave { w := *query; w.Order[0]++; return w },
 		"another sequence":        func() Wave { w := *query; w.Seq++; return w },
+		"another repetition":      func() Wave { w := *query; w.Seq += firstRepeat; return w },
+		"no repetition":           func() Wave { w := *all["wave, QUERY repeated for one"]; w.Seq -= firstRepeat; return w },
 		"another kind":            func() Wave { w := *all["wave, RENEW"]; w.Kind = KindRelease; return w },
 		"another query":           func() Wave { w := *query; w.Query = append(bytes.Clone(w.Query), 0); return w },
 		"a call's part elsewhere": func() Wave { w := *call; w.Kind = KindOrder; return w },

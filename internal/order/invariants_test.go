@@ -34,6 +34,7 @@ func (h *host) call() {
 		return
 	}
 	h.calls[id] = h.w.now
+	h.w.strike()
 	h.w.after(decisionTime+time.Second, func() {
 		if _, open := h.calls[id]; open && h.up {
 			h.w.fail("I4: %s has not decided %s", h.addr, id)
@@ -54,6 +55,7 @@ func (s *script) won(h *host) {
 			if h.up && h.caller.Order() == order && len(h.caller.Members(h.local())) > 0 {
 				f()
 				h.step()
+				w.strike()
 			}
 		})
 		at += w.between(time.Millisecond, time.Second)
@@ -84,13 +86,14 @@ func (s *script) won(h *host) {
 func pick[T any](w *world, all ...T) T { return all[w.rng.IntN(len(all))] }
 
 func (h *host) query(selector string) {
-	seq, err := h.caller.Query(h.local(), selector, "node.status", []byte("x"), 0)
+	within := pick(h.w, waveTime, waveTime, 8*time.Second)
+	seq, err := h.caller.Query(h.local(), selector, "node.status", []byte("x"), within)
 	if err != nil {
 		h.w.fail("query: %v", err)
 		return
 	}
 	order := h.caller.Order()
-	h.w.after(waveTime+time.Second, func() {
+	h.w.after(within+time.Second, func() {
 		if _, over := h.done[execution{order, seq}]; !over && h.up && h.caller.Order() == order && len(h.caller.Members(h.local())) > 0 {
 			h.w.fail("%s: query %d of %s has not ended", h.addr, seq, order)
 		}
@@ -203,6 +206,15 @@ func (w *world) misbehave() {
 	}
 }
 
+// strike has some agent die while a wave is on its way, and again soon after.
+func (w *world) strike() {
+	for w.faults.crashes && !w.quiet && w.chance(0.4) {
+		if h := w.hosts[w.rng.IntN(len(w.hosts))]; h.key == nil {
+			w.after(pick(w, w.between(0, 20*time.Millisecond), w.between(0, 400*time.Millisecond)), func() { w.crash(h) })
+		}
+	}
+}
+
 func (w *world) crash(h *host) {
 	h.stop(w.chance(0.5))
 	w.after(w.between(10*time.Millisecond, 3*time.Second), func() {
@@ -280,7 +292,7 @@ func (w *world) rob(h *host) {
 }
 
 // tally counts what happened in all runs.
-var tally struct{ won, lost, ran, frames atomic.Uint64 }
+var tally struct{ won, lost, ran, repeated, frames atomic.Uint64 }
 
 func (w *world) count() {
 	for _, h := range w.hosts {
@@ -288,6 +300,7 @@ func (w *world) count() {
 		tally.lost.Add(uint64(h.losses))
 		tally.ran.Add(uint64(len(h.ran)))
 	}
+	tally.repeated.Add(uint64(w.repeated))
 	tally.frames.Add(uint64(w.frames))
 }
 
@@ -406,9 +419,9 @@ func TestInvariants(t *testing.T) {
 	}
 	began := time.Now()
 	each(t, seeds, workers, func(seed uint64) error { return scenario(seed, flaws{}) })
-	t.Logf("%d runs in %s; %d Calls won, %d lost, %d queries run, %d frames", seeds, time.Since(began).Round(time.Millisecond),
-		tally.won.Load(), tally.lost.Load(), tally.ran.Load(), tally.frames.Load())
-	if tally.won.Load() < seeds/2 || tally.lost.Load() < seeds/4 || tally.ran.Load() < seeds {
+	t.Logf("%d runs in %s; %d Calls won, %d lost, %d queries run, %d frames, %d of them repeat a wave", seeds, time.Since(began).Round(time.Millisecond),
+		tally.won.Load(), tally.lost.Load(), tally.ran.Load(), tally.frames.Load(), tally.repeated.Load())
+	if tally.won.Load() < seeds/2 || tally.lost.Load() < seeds/4 || tally.ran.Load() < seeds || tally.repeated.Load() < seeds {
 		t.Error("too little happened for the runs to mean anything")
 	}
 }
@@ -441,6 +454,7 @@ func TestInvariantsCanFail(t *testing.T) {
 		"an Order can be pre-empted":           {flaws{preemptOrders: true}, "I3"},
 		"one phase instead of two":             {flaws{onePhase: true}, "I3"},
 		"a start forgets the CALLs before it":  {flaws{noFloor: true}, "I5"},
+		"each repetition runs the query":       {flaws{noMemory: true}, "I5"},
 	} {
 		caught, of := map[string]int{}, 60
 		if raceDetector {

@@ -119,7 +119,7 @@ func (n *Node) member(s *Signed) Code {
 	switch {
 	case n.lock.state != Ordered || n.lock.order != s.Order:
 		return NotMember
-	case s.Seq <= n.lock.seq:
+	case s.Seq <= n.lock.seq && !n.flaws.noMemory:
 		return Stale
 	}
 	n.lock.seq = s.Seq

@@ -84,6 +84,7 @@ type flaws struct {
 	onePhase           bool // the caller believes after the CALL
 	noTieBreak         bool // of two Calls neither precedes
 	noFloor            bool // CALLs of before the start count by the time that they bear
+	noMemory           bool // what a wave asks for is done at each repetition
 	// verify replaces the check of a signature, to make thousands of runs cheap.
 	verify func(key ed25519.PublicKey, w *Wave) bool
 }

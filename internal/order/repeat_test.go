@@ -259,3 +259,128 @@ func TestReleaseAtLoss(t *testing.T) {
 		})
 	}
 }
+
+func status(t testing.TB) []byte {
+	query, err := EncodeQuery("node.status", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return query
+}
+
+// answers returns what the node sends upwards of a wave that comes now, without
+// taking it.
+func (r *rig) answers(s Signed, want []NodeID) (all []Body) {
+	r.t.Helper()
+	s.Order, s.Cluster, s.IssuedAt = r.order, "muster", r.now.UnixMilli()
+	m, err := Sign(s, operatorKeys[2], status(r.t))
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	m.Budget, m.Want = 60000, want
+	r.send(&m)
+	for _, x := range r.drain() {
+		all = append(all, x.Frame.Body)
+	}
+	return all
+}
+
+func types(all []Body) (t []Type) {
+	for _, b := range all {
+		t = append(t, b.Type())
+	}
+	return t
+}
+
+// TestARepetitionRunsNothing: a query that was run is answered from what was kept, by
+// its number, to who wants it, and only by the key of the Order.
+func TestARepetitionRunsNothing(t *testing.T) {
+	r := newRig(t)
+	r.lock(time.Minute)
+	query := func(repeat uint8) Signed { return Signed{Seq: 2, Kind: KindQuery, Repeat: repeat} }
+	r.answers(query(0), nil)
+	r.node.Finished(r.now, r.order, 2, OK, []byte("answer"))
+	r.drain()
+
+	got := r.answers(query(1), nil)
+	if !slices.Equal(types(got), []Type{TypePart, TypeAck}) || string(got[0].(*Part).Data) != "answer" || got[0].(*Part).Seq != firstRepeat+2 {
+		t.Fatalf("to the repetition the node sends %+v", got)
+	}
+	if got := r.answers(query(0), nil); !slices.Equal(types(got), []Type{TypeDup}) {
+		t.Errorf("to the first one, late, it sends %v", types(got))
+	}
+	r.send(&Ack{Order: r.order, Seq: 2, Of: TypePart, Part: r.node.ID()})
+	if got := r.drain(); len(got) != 0 {
+		t.Errorf("an acknowledgement of before ends the answer")
+	}
+	r.send(&Ack{Order: r.order, Seq: firstRepeat + 2, Of: TypePart, Part: r.node.ID()})
+	if got := r.drain(); len(got) != 1 || got[0].Frame.Body.Type() != TypeEcho {
+		t.Errorf("after the acknowledgement it sends %+v", got)
+	}
+	if got := r.answers(query(2), []NodeID{{7}}); !slices.Equal(types(got), []Type{TypeEcho}) {
+		t.Errorf("to a repetition for others it sends %v", types(got))
+	}
+	if got := r.answers(query(3), []NodeID{{7}, r.node.ID()}); !slices.Equal(types(got), []Type{TypePart, TypeAck}) {
+		t.Errorf("to one for it, too, it sends %v", types(got))
+	}
+	if c := r.wave(Signed{Order: r.order, Seq: 2, Kind: KindQuery, Cluster: "muster", Repeat: 4}, operatorKeys[3], []byte{1}); c != noEcho {
+		t.Errorf("a forged repetition is answered: %s", c)
+	}
+	if len(r.queries) != 1 {
+		t.Errorf("%d queries run", len(r.queries))
+	}
+	r.start()
+	r.want("a repetition after a restart", r.wave(Signed{Order: r.order, Seq: 2, Kind: KindQuery, Cluster: "muster", Repeat: 5}, operatorKeys[2], status(t)), Stale)
+	if len(r.queries) != 1 {
+		t.Errorf("%d queries run", len(r.queries))
+	}
+}
+
+// TestARepetitionComesFirst: who has missed a query runs it when it is repeated, and
+// not when the first one comes after all.
+func TestARepetitionComesFirst(t *testing.T) {
+	r := newRig(t)
+	r.lock(time.Minute)
+	for _, repeat := range []uint8{3, 0, 3, 4} {
+		r.answers(Signed{Seq: 2, Kind: KindQuery, Repeat: repeat}, []NodeID{{7}})
+	}
+	if len(r.queries) != 1 || r.queries[0].Seq != 2 {
+		t.Fatalf("the queries %+v run", r.queries)
+	}
+	r.node.Finished(r.now, r.order, 2, OK, nil)
+	if got := r.drain(); len(got) != 1 || got[0].Frame.Body.(*Part).Seq != 4*firstRepeat+2 {
+		t.Errorf("the answer takes the way of %+v, not that of the last repetition", got)
+	}
+}
+
+// TestKeptAnswersAreBounded: in bytes, the newest staying, and in time.
+func TestKeptAnswersAreBounded(t *testing.T) {
+	r := newRig(t)
+	r.lock(10 * time.Minute)
+	const count = maxKept/MaxResult + 2
+	for seq := range uint32(count) {
+		r.answers(Signed{Seq: 2 + seq, Kind: KindQuery}, nil)
+		r.node.Finished(r.now, r.order, 2+seq, OK, make([]byte, MaxResult))
+		r.send(&Ack{Order: r.order, Seq: 2 + seq, Of: TypePart, Part: r.node.ID()})
+		for _, s := range r.drain() {
+			if e, ok := s.Frame.Body.(*Echo); ok {
+				r.send(&Fack{Order: e.Order, Seq: e.Seq})
+			}
+		}
+	}
+	kept := 0
+	for seq := range uint32(count) {
+		if slices.Contains(types(r.answers(Signed{Seq: 2 + seq, Kind: KindQuery, Repeat: 1}, nil)), TypePart) {
+			kept++
+		} else if seq >= 2 {
+			t.Errorf("answer %d of %d is not kept", seq, count)
+		}
+	}
+	if kept != maxKept/MaxResult {
+		t.Errorf("%d answers are kept", kept)
+	}
+	r.pass(60*time.Second + remember + time.Second)
+	if len(r.node.waves) != 0 {
+		t.Errorf("%d waves are remembered after their time", len(r.node.waves))
+	}
+}

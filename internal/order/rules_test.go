@@ -110,7 +110,7 @@ func (r *rig) wave(s Signed, key ed25519.PrivateKey, query []byte) Code {
 	r.send(&m)
 	code := noEcho
 	for _, x := range r.drain() {
-		if e, ok := x.Frame.Body.(*Echo); ok && len(e.Members) == 1 && e.Order == s.Order && e.Seq == s.Seq {
+		if e, ok := x.Frame.Body.(*Echo); ok && len(e.Members) == 1 && e.Order == s.Order && e.Seq == m.Seq {
 			code = e.Members[0].Code
 			r.send(&Fack{Order: e.Order, Seq: e.Seq, Conflict: e.Flags&EchoConflict != 0})
 		}

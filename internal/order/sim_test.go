@@ -17,28 +17,29 @@ var t0 = time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)
 // events, the effects and the published state of the participants, not from
 // the protocol's own variables.
 type world struct {
-	seed    uint64
-	rng     *rand.Rand
-	now     time.Time
-	queue   eventHeap
-	serial  uint64
-	hosts   []*host
-	byAddr  map[Address]*host
-	byID    map[NodeID]*host
-	flaws   flaws
-	faults  faults
-	checked map[string]bool // signatures verified before
-	tape    []taped         // of frames, for the attacker
-	thief   *host           // or nil
-	frames  int             // delivered
-	unicast int             // frames of waves that were sent
-	hellos  int             // HELLOs to all
-	latency func(*rand.Rand) time.Duration
-	quiet   bool // no faults from now on
-	routed  bool // there is no multicast
-	noHub   bool // the broker is down
-	answer  func(*host, Query) (Code, []byte)
-	err     error
+	seed     uint64
+	rng      *rand.Rand
+	now      time.Time
+	queue    eventHeap
+	serial   uint64
+	hosts    []*host
+	byAddr   map[Address]*host
+	byID     map[NodeID]*host
+	flaws    flaws
+	faults   faults
+	checked  map[string]bool // signatures verified before
+	tape     []taped         // of frames, for the attacker
+	thief    *host           // or nil
+	frames   int             // delivered
+	repeated int             // of them, those that repeat a wave
+	unicast  int             // frames of waves that were sent
+	hellos   int             // HELLOs to all
+	latency  func(*rand.Rand) time.Duration
+	quiet    bool // no faults from now on
+	routed   bool // there is no multicast
+	noHub    bool // the broker is down
+	answer   func(*host, Query) (Code, []byte)
+	err      error
 }
 
 // faults say how the network and the machines misbehave.
@@ -409,6 +410,9 @@ func (w *world) deliver(from Address, to *host, f Frame) {
 		return
 	}
 	w.frames++
+	if m, ok := f.Body.(*Wave); ok && m.repeated() {
+		w.repeated++
+	}
 	if w.frames%50 == 0 {
 		data, err := Encode(f)
 		if err != nil {

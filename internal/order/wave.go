@@ -146,10 +146,11 @@ func (n *Node) onWave(now time.Time, p *peer, m *Wave) {
 		n.waves = append(n.waves, w)
 	}
 	w.msg, w.parent, w.deadline = *m, p.id, now.Add(n.budget(m))
-	if fresh {
-		n.enter(now, w, &s)
-	} else {
+	if !fresh {
 		n.repeat(now, w)
+	}
+	if fresh || n.flaws.noMemory {
+		n.enter(now, w, &s)
 	}
 	if !w.ends {
 		n.forward(now, w)

@@ -318,7 +318,10 @@ func (o *Operator) Release(ctx context.Context) ([]Who, error) {
 	e, err := o.event(ctx, w)
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	silent := o.missing(e.Members)
+	silent := o.who(e.Absent)
+	for i := range silent {
+		silent[i].Until = e.Until
+	}
 	o.holding = Holding{}
 	nudge(o.changed)
 	return silent, err

@@ -19,6 +19,8 @@ type Who struct {
 	ID   order.NodeID
 	Name string // "" as long as nobody has told it
 	Code order.Code
+
+	Until time.Time // of one that did not hear a release: when it is free at the latest
 }
 
 // Label is the name, or the id of a machine whose name is not known.
@@ -61,7 +63,7 @@ type Held interface {
 	Query(ctx context.Context, q Query, each func(Answer)) (silent []Who, err error)
 	// Renew extends the lease, and returns the members that did not hear of it.
 	Renew(ctx context.Context) (h Holding, silent []Who, err error)
-	// Release ends the Order, and returns the members that did not hear of it:
+	// Release ends the Order, and returns who has not said that it heard of it:
 	// their leases end by themselves.
 	Release(ctx context.Context) (silent []Who, err error)
 }
@@ -228,7 +230,7 @@ func (o *Operator) missing(from []order.Member) []Who {
 func (o *Operator) who(members []order.Member) []Who {
 	all := make([]Who, 0, len(members))
 	for _, m := range members {
-		all = append(all, Who{m.ID, o.names[m.ID], m.Code})
+		all = append(all, Who{ID: m.ID, Name: o.names[m.ID], Code: m.Code})
 	}
 	slices.SortFunc(all, byLabel)
 	return all

@@ -96,7 +96,7 @@ func TestAnOrderLivesAsLongAsItsOperator(t *testing.T) {
 
 func TestAMemberThatIsLostIsNamed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l, n, _ := segment(t)
+		l, n, all := segment(t)
 		time.Sleep(20 * time.Second)
 		o := l.call("op", n.wire("op"), 0, l.operator.PrivateKey())
 		hold(t, l, o, 10*time.Second, 3)
@@ -108,8 +108,16 @@ func TestAMemberThatIsLostIsNamed(t *testing.T) {
 		if names, _ := ask(t, o, ""); !slices.Equal(names, []string{"a", "c"}) {
 			t.Errorf("%v answered", names)
 		}
-		if silent, err := o.Release(t.Context()); err != nil || len(silent) != 1 || silent[0].Name != "b" {
-			t.Errorf("not released: %v, %v", silent, err)
+		silent, err = o.Release(t.Context())
+		if err != nil || len(silent) != 1 || silent[0].Name != "b" {
+			t.Fatalf("not released: %v, %v", silent, err)
+		}
+		if idle(all[1:2]) {
+			t.Error("it is free, so that nothing is tested")
+		}
+		time.Sleep(time.Until(silent[0].Until))
+		if !idle(all) {
+			t.Error("it is locked for longer than was said")
 		}
 	})
 }

@@ -47,6 +47,8 @@ type wireWho struct {
 	ID   string     `json:"id"`
 	Name string     `json:"name,omitempty"`
 	Code order.Code `json:"code"`
+
+	Until time.Time `json:"until,omitzero"`
 }
 
 type wireAnswer struct {
@@ -65,7 +67,7 @@ type wireHolding struct {
 func toWire(all []Who) []wireWho {
 	wire := make([]wireWho, 0, len(all))
 	for _, w := range all {
-		wire = append(wire, wireWho{w.ID.String(), w.Name, w.Code})
+		wire = append(wire, wireWho{w.ID.String(), w.Name, w.Code, w.Until})
 	}
 	return wire
 }
@@ -80,7 +82,7 @@ func (w wireWho) who() (Who, error) {
 	if _, err := hex.Decode(id[:], []byte(w.ID)); err != nil {
 		return Who{}, errReply
 	}
-	return Who{id, w.Name, w.Code}, nil
+	return Who{id, w.Name, w.Code, w.Until}, nil
 }
 
 func fromWire(wire []wireWho) ([]Who, error) {
@@ -211,7 +213,7 @@ func (s *Session) answer(ctx context.Context, line []byte, send func(reply)) (la
 	case "query":
 		q := Query{Selector: r.Selector, Method: r.Method, Args: r.Args, Within: time.Duration(r.WithinMS) * time.Millisecond}
 		silent, err = s.held.Query(ctx, q, func(a Answer) {
-			send(reply{Answer: &wireAnswer{wireWho{a.ID.String(), a.Name, a.Code}, a.Data}})
+			send(reply{Answer: &wireAnswer{wireWho{ID: a.ID.String(), Name: a.Name, Code: a.Code}, a.Data}})
 		})
 		return reply{Silent: toWire(silent)}, err
 	case "renew":

@@ -61,9 +61,9 @@ func socketFolder(t *testing.T) string {
 }
 
 func TestASessionIsSharedWithOtherCommands(t *testing.T) {
-	who := []Who{{order.NodeID{1}, "a", order.OK}, {order.NodeID{2}, "", order.OK}}
-	held := &heldFake{h: Holding{order.OrderID{7}, time.Minute, time.Now().Round(0).UTC(), who, []Who{{order.NodeID{3}, "c", order.Clock}}},
-		silent: []Who{{order.NodeID{2}, "", order.NoAnswer}}}
+	who := []Who{{ID: order.NodeID{1}, Name: "a"}, {ID: order.NodeID{2}}}
+	held := &heldFake{h: Holding{order.OrderID{7}, time.Minute, time.Now().Round(0).UTC(), who, []Who{{ID: order.NodeID{3}, Name: "c", Code: order.Clock}}},
+		silent: []Who{{ID: order.NodeID{2}, Code: order.NoAnswer, Until: time.Now().Round(0).UTC()}}}
 	path := filepath.Join(socketFolder(t), "sessions", "s.sock")
 	if JoinSession(path) != nil {
 		t.Fatal("there is a session already")
