@@ -28,6 +28,9 @@ type Beat struct {
 	// RTT is the round trip to the broker in milliseconds, as measured last:
 	// how long an answer to a ping may take.
 	RTT float64 `json:"rtt_ms,omitempty"`
+	// Revoked is the mark of the lists of revoked callers that are in force on
+	// the node, empty for none.
+	Revoked string `json:"revoked,omitempty"`
 	// Ping repeats the text of the ping that this answers.
 	Ping string `json:"ping,omitempty"`
 }

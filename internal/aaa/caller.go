@@ -51,7 +51,8 @@ type Caller struct {
 	Groups    []string
 	Rights    []Right
 	Expires   time.Time
-	PublicKey string // nkey
+	PublicKey string    // nkey
+	Issued    time.Time // of the JWT, by the issuer's clock
 }
 
 // May reports whether a right of the caller covers the method on the node.

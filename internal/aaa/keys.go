@@ -138,3 +138,9 @@ func clip(s string, limit int) string {
 	}
 	return s[:limit] + "..."
 }
+
+// IsUserKey reports whether the text is a public key of type user (U...).
+func IsUserKey(text string) bool {
+	_, err := parsePublic(nkeys.PrefixByteUser, text)
+	return err == nil
+}

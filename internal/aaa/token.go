@@ -47,6 +47,7 @@ type Token struct {
 	Creds   Secret    // .creds text that is good for enrolling only; empty when the broker asks for none
 	Issuers []string  // public nkeys (A...), at least one
 	Policy  string    // YAML to begin with; empty for none, which denies everything
+	Revoked []byte    // the issuer's list of revoked callers; empty for none
 }
 
 var (
@@ -79,6 +80,7 @@ type wireToken struct {
 	Creds   string          `json:"creds,omitempty"`
 	Issuers []string        `json:"issuers"`
 	Policy  string          `json:"policy,omitempty"`
+	Revoked string          `json:"revoked,omitempty"`
 }
 
 var tokenShape = shapeOf[wireToken]()
@@ -93,7 +95,7 @@ func (t Token) Encode() (string, error) {
 	plain, err := json.Marshal(wireToken{
 		ID: t.ID, URLs: t.URLs, CAPEM: t.CAPEM, Fleet: t.Fleet, Node: t.Node,
 		Secret: t.Secret.Reveal(), Expires: t.Expires.Unix(), Creds: string(t.Creds.Reveal()),
-		Issuers: t.Issuers, Policy: t.Policy,
+		Issuers: t.Issuers, Policy: t.Policy, Revoked: string(t.Revoked),
 	})
 	if err != nil {
 		return "", muster.Errorf(muster.Internal, "encode join token: %w", err)
@@ -145,6 +147,9 @@ func ParseToken(text string) (Token, error) {
 		ID: w.ID, URLs: w.URLs, CAPEM: w.CAPEM, Fleet: w.Fleet, Node: w.Node,
 		Secret: NewSecret(w.Secret), Expires: time.Unix(w.Expires, 0).UTC(),
 		Issuers: w.Issuers, Policy: w.Policy,
+	}
+	if w.Revoked != "" {
+		t.Revoked = []byte(w.Revoked)
 	}
 	if w.Creds != "" {
 		t.Creds = NewSecret([]byte(w.Creds))
@@ -204,6 +209,11 @@ func (t Token) validate() error {
 	for _, issuer := range t.Issuers {
 		if _, err := parsePublic(nkeys.PrefixByteAccount, issuer); err != nil {
 			return muster.Errorf(muster.Invalid, "issuer in join token: %w", err)
+		}
+	}
+	if len(t.Revoked) > 0 {
+		if _, err := ReadRevocations(t.Revoked, t.Fleet, t.Issuers...); err != nil {
+			return muster.Errorf(muster.Invalid, "join token: %w", err)
 		}
 	}
 	if t.Policy != "" {

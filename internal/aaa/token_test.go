@@ -26,6 +26,7 @@ func testToken(t testing.TB) Token {
 		ID: "inv_1", URLs: []string{"tls://broker.example.com:4222"}, CAPEM: testCA(t), Fleet: testFleet, Node: testNode,
 		Secret: RandomSecret(), Expires: testNow.Add(time.Hour), Creds: NewSecret([]byte("enrolment credentials")),
 		Issuers: []string{issuer.PublicKey()}, Policy: examplePolicy,
+		Revoked: must(issuer.SignRevocations(testList()))(t),
 	}
 }
 
@@ -58,7 +59,7 @@ func TestToken(t *testing.T) {
 		t.Error("Expired is wrong")
 	}
 	minimal := want
-	minimal.CAPEM, minimal.Creds, minimal.Policy = "", Secret{}, ""
+	minimal.CAPEM, minimal.Creds, minimal.Policy, minimal.Revoked = "", Secret{}, "", nil
 	if got := must(ParseToken(must(minimal.Encode())(t)))(t); !got.Creds.Empty() || got.Policy != "" {
 		t.Errorf("token = %+v", got)
 	}
@@ -82,6 +83,8 @@ func TestTokenEncodeRefuses(t *testing.T) {
 		{"creds", func(t *Token) { t.Creds = NewSecret(make([]byte, MaxCreds+1)) }, "at most 65536"},
 		{"no issuer", func(t *Token) { t.Issuers = nil }, "0 issuers"},
 		{"bad issuer", func(t *Token) { t.Issuers = []string{"A"} }, "not a public key of type account"},
+		{"revoked", func(t *Token) { t.Revoked = []byte(strings.Replace(string(t.Revoked), "A", "B", 1)) }, "list of revocations"},
+		{"revoked in another fleet", func(t *Token) { t.Fleet = "FLEET-2" }, "list of revocations is for fleet"},
 		{"policy", func(t *Token) { t.Policy = "rule: []" }, "policy in join token:1: unknown key"},
 		{"private key as CA", func(t *Token) { t.CAPEM += "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n" }, "not made of certificates"},
 		{"text as CA", func(t *Token) { t.CAPEM = "x" }, "not made of certificates"},

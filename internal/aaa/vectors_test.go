@@ -32,6 +32,10 @@ type vectors struct {
 	Envelope     string          `json:"envelope"`
 	Signature    []byte          `json:"signature"` // base64
 	Frame        string          `json:"frame"`
+	// A list that revokes the caller, and what stands before it when it is signed.
+	RevocationsPrefix string `json:"revocations_signed_prefix"`
+	RevocationsList   string `json:"revocations_list"`
+	Revocations       string `json:"revocations"`
 }
 
 func TestVectors(t *testing.T) {
@@ -44,8 +48,10 @@ func TestVectors(t *testing.T) {
 		IssuerSeed: string(p.issuer.Seed().Reveal()), IssuerPublic: p.issuer.PublicKey(),
 		CallerSeed: string(p.identity.Seed.Reveal()), CallerPublic: p.claims.PublicKey, CallerName: p.claims.Name,
 		CallerJWT: frame.Caller, Prefix: signaturePrefix, Envelope: string(frame.Envelope), Signature: frame.Signature,
-		Frame: string(must(frame.Encode())(t)),
+		Frame:             string(must(frame.Encode())(t)),
+		RevocationsPrefix: revocationPrefix, Revocations: string(must(p.issuer.SignRevocations(testList()))(t)),
 	}
+	made.RevocationsList = string(must(marshalPlain(must(p.verifier.ReadRevocations([]byte(made.Revocations)))(t).RevocationList))(t))
 	if *update {
 		data := must(json.MarshalIndent(made, "", "  "))(t)
 		if err := os.WriteFile(file, append(data, '\n'), 0o644); err != nil {
@@ -69,5 +75,14 @@ func TestVectors(t *testing.T) {
 	pair := must(nkeys.FromSeed([]byte(stored.CallerSeed)))(t)
 	if err := pair.Verify([]byte(stored.Prefix+stored.Envelope), stored.Signature); err != nil {
 		t.Errorf("nkeys does not verify the signature: %v", err)
+	}
+	var list wireRevocations
+	if err := json.Unmarshal([]byte(stored.Revocations), &list); err != nil {
+		t.Fatal(err)
+	}
+	issuer := must(nkeys.FromPublicKey(stored.IssuerPublic))(t)
+	signature := must(decodeBase64(list.Signature))(t)
+	if err := issuer.Verify([]byte(stored.RevocationsPrefix+stored.RevocationsList), signature); err != nil {
+		t.Errorf("nkeys does not verify the signature of the list: %v", err)
 	}
 }

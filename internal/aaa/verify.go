@@ -32,8 +32,9 @@ type Verifier struct {
 	fleet   string
 	issuers []trustedKey
 
-	mu    sync.Mutex
-	cache map[[sha256.Size]byte]*knownCaller // guarded by mu
+	mu      sync.Mutex                         // guards the fields below
+	cache   map[[sha256.Size]byte]*knownCaller // callers' JWTs
+	revoked map[string]SignedRevocations       // in force, by issuer; replaced as a whole
 }
 
 type trustedKey struct {
@@ -46,7 +47,6 @@ type trustedKey struct {
 type knownCaller struct {
 	caller    Caller
 	key       ed25519.PublicKey
-	issued    time.Time
 	notBefore time.Time // zero when the JWT does not say
 }
 
@@ -71,8 +71,9 @@ func NewVerifier(fleet string, issuers ...string) (*Verifier, error) {
 }
 
 // Verify returns the command in a frame and who signed it, when the frame is
-// right in every respect that can be judged without memory: signatures, fleet,
-// node, validity of JWT and command at the given time. Whether the command's
+// right in every respect that can be judged without memory of commands:
+// signatures, fleet, node, validity of JWT and command at the given time, and
+// that no list in force (see Revoke) revokes the JWT. Whether the command's
 // id was seen before, and whether its deadline passed, the caller of Verify
 // judges.
 //
@@ -97,6 +98,9 @@ func (v *Verifier) Verify(frame []byte, node muster.NodeName, now time.Time) (mu
 	// is read nevertheless, so that the refusal can name it.
 	if invalid := known.validAt(now); invalid != nil {
 		err = invalid
+	}
+	if revoked := v.Revoked(known.caller); revoked != nil {
+		err = revoked
 	}
 	return command, known.caller, err
 }
@@ -183,9 +187,9 @@ func (v *Verifier) decode(text string) (*knownCaller, error) {
 	}
 	c := token.claims()
 	known := &knownCaller{
-		caller: Caller{Name: c.Name, Groups: c.Groups, Rights: c.Rights, Expires: c.Expires, PublicKey: c.PublicKey},
-		key:    key,
-		issued: time.Unix(token.IssuedAt, 0),
+		caller: Caller{Name: c.Name, Groups: c.Groups, Rights: c.Rights, Expires: c.Expires, PublicKey: c.PublicKey,
+			Issued: time.Unix(token.IssuedAt, 0).UTC()},
+		key: key,
 	}
 	if token.NotBefore > 0 {
 		known.notBefore = time.Unix(token.NotBefore, 0)
@@ -198,7 +202,7 @@ func (k *knownCaller) validAt(now time.Time) error {
 	case !now.Before(k.caller.Expires.Add(ClockLeeway)):
 		return muster.Errorf(muster.Denied, "identity of caller %q expired at %s", k.caller.Name, k.caller.Expires.Format(time.RFC3339)).
 			WithHint("ask the fleet's issuer for a new identity")
-	case now.Add(ClockLeeway).Before(k.issued) || now.Add(ClockLeeway).Before(k.notBefore):
+	case now.Add(ClockLeeway).Before(k.caller.Issued) || now.Add(ClockLeeway).Before(k.notBefore):
 		return muster.Errorf(muster.Denied, "identity of caller %q is not valid yet", k.caller.Name).
 			WithHint("compare the clocks of the issuer's machine and of this node")
 	}

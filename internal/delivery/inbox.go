@@ -18,7 +18,8 @@ type Config struct {
 	NoSeq       int           // noseq commands that run at once, default 16
 	Linger      time.Duration // how long a report that is not final waits for a later state, default 50 ms
 	Backoff     func(attempt int) time.Duration
-	Paused      string // see Pause
+	Paused      string                     // see Pause
+	Revoked     func(Record) *muster.Error // why an accepted command must not begin after all, nil if it may; see Recheck
 }
 
 // Limits that are not worth a setting.
@@ -98,7 +99,7 @@ func New(cfg Config, state State, now time.Time) *Inbox {
 	for _, r := range state.Records {
 		b.restore(r, now)
 	}
-	b.schedule(now)
+	b.Recheck(now)
 	return b
 }
 
@@ -196,7 +197,7 @@ func (b *Inbox) Deliver(now time.Time, d Delivery) {
 func (b *Inbox) admit(d Delivery) *entry {
 	c := d.Command
 	e := &entry{Record: Record{
-		Seq: b.nextSeq, Command: c, Idempotent: d.Idempotent,
+		Seq: b.nextSeq, Command: c, Idempotent: d.Idempotent, Signer: d.Signer,
 		Report: muster.Report{
 			ID: c.ID, Node: c.Node, Method: c.Method, Caller: d.Caller, Rule: d.Rule,
 			IssuedAt: c.IssuedAt, Deadline: c.Deadline,
@@ -307,7 +308,7 @@ func (b *Inbox) Finished(now time.Time, id muster.CommandID, result muster.Resul
 		b.settle(e, now, muster.Done, "")
 	case e.cancelled != "":
 		b.settle(e, now, muster.Cancelled, e.cancelled)
-	case e.Attempts <= e.Command.Retries && retryable(result.Error):
+	case e.Attempts <= e.Command.Retries && retryable(result.Error) && b.revoked(e) == nil:
 		b.retry(e, now, result.Error)
 	default:
 		b.settle(e, now, muster.Failure, result.Error.Message)

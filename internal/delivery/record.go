@@ -15,7 +15,15 @@ type Record struct {
 	Starts     int            `json:"starts,omitempty"`     // runs begun, interrupted ones too
 	Attempts   int            `json:"attempts,omitempty"`   // runs ended
 	NotBefore  time.Time      `json:"not_before,omitzero"`  // of the next attempt
+	Signer     Signer         `json:"signer,omitzero"`
 	Report     muster.Report  `json:"report"`
+}
+
+// A Signer is by which right a command was accepted: the JWT with which the
+// caller of its report signed it.
+type Signer struct {
+	Key    string    `json:"key"` // that the JWT names
+	Issued time.Time `json:"issued"`
 }
 
 // A Seen is the memory of a command that is over: enough to recognise it if it
@@ -63,6 +71,7 @@ type State struct {
 type Delivery struct {
 	Command    muster.Command
 	Caller     string
+	Signer     Signer
 	Rule       string        // of the policy that decided
 	Refusal    *muster.Error // not nil: the command must not run, and why
 	Idempotent bool
@@ -92,9 +101,10 @@ type Ready struct {
 	Starts  []Start
 	Stops   []muster.CommandID
 	Reports []muster.Report
+	Refused []Record // accepted before, and refused by Recheck
 }
 
 // Empty reports whether there is nothing to do.
 func (r *Ready) Empty() bool {
-	return len(r.Writes)+len(r.Acks)+len(r.Starts)+len(r.Stops)+len(r.Reports) == 0
+	return len(r.Writes)+len(r.Acks)+len(r.Starts)+len(r.Stops)+len(r.Reports)+len(r.Refused) == 0
 }
