@@ -32,6 +32,7 @@ type Node struct {
 	Invited  time.Time         `json:"invited,omitzero"`       // when an invitation was made
 	Queue    int               `json:"queue"`                  // commands that it has accepted and not finished
 	Running  int               `json:"running"`                // of those, the ones that run
+	Revoked  string            `json:"revoked,omitempty"`      // names the lists of revoked callers that it has
 	RTT      time.Duration     `json:"rtt_ns,omitempty"`       // of the ping
 	ClockOff time.Duration     `json:"clock_off_ns,omitempty"` // of the node's clock from ours, as far as the ping can tell
 }

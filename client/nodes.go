@@ -127,7 +127,7 @@ func heartbeats(ctx context.Context, conn *bus.Conn, nodes map[muster.NodeName]*
 		name, ok := s.NodeOf(m.Subject, "alive")
 		if n := nodes[name]; ok && n != nil && b.Node == name {
 			n.LastSeen = m.Time
-			n.Queue, n.Running = b.Queue, b.Running
+			n.Queue, n.Running, n.Revoked = b.Queue, b.Running, b.Revoked
 			n.Online = !b.Leaving && time.Since(m.Time) < aliveFor
 			n.RTT = time.Duration(max(min(b.RTT, 60_000), 0) * float64(time.Millisecond))
 		}
@@ -165,6 +165,7 @@ func ping(ctx context.Context, conn *bus.Conn, nodes map[muster.NodeName]*Node) 
 		if n := nodes[b.Node]; n != nil && !n.Online {
 			now := time.Now()
 			n.Online, n.LastSeen, n.Queue, n.Running, n.Instance = true, now, b.Queue, b.Running, b.Instance
+			n.Revoked = b.Revoked
 			n.RTT = now.Sub(asked)
 			n.ClockOff = b.Time.Sub(asked.Add(n.RTT / 2))
 			expected--

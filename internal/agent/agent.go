@@ -45,7 +45,7 @@ type Options struct {
 	Fleet    string // id of the fleet
 	Version  string // of this program, as shown to operators
 	Dial     func(context.Context) (*bus.Conn, error)
-	StateDir string // journal.db, audit.log, events.json and output/ are kept here
+	StateDir string // journal.db, audit.log, events.json, revoked.json and output/ are kept here
 	Registry *method.Registry
 	Plugins  []method.Spec // third-party methods, published so that operators know them
 	Verifier *aaa.Verifier
@@ -113,6 +113,7 @@ type Agent struct {
 	plugins   []json.RawMessage // specs of third-party methods
 	problems  problems
 	withdrawn recent
+	revoked   revoked
 	known     atomic.Pointer[bus.Subjects] // of the last session
 	rtt       atomic.Int64                 // to the broker, nanoseconds
 }
@@ -189,6 +190,10 @@ func (a *Agent) open(ctx context.Context) (delivery.State, error) {
 	}
 	a.journal = j
 	a.events = openEvents(a.o.Node, filepath.Join(a.o.StateDir, "events.json"), a.log)
+	if err := a.openRevoked(); err != nil {
+		_ = j.Close() // the first error counts
+		return state, err
+	}
 	a.reporter = newReporter()
 	if a.audit, err = openAudit(filepath.Join(a.o.StateDir, "audit.log"), a.log, &a.problems); err != nil {
 		_ = j.Close() // the first error counts

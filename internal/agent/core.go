@@ -30,6 +30,7 @@ type core struct {
 	queued, active atomic.Int64 // commands not final, and running, as last told
 
 	// Owned by the goroutine of run.
+	alarmed map[string]bool // keys of revoked callers whose use was told as an event
 	acks    map[uint64]func() error
 	nextAck uint64
 	held    []intake // waits for the audit log, in order
@@ -54,8 +55,9 @@ func newCore(a *Agent, state delivery.State) *core {
 	c := &core{
 		a: a, notify: make(chan struct{}, 1), room: make(chan struct{}), giveUp: make(chan struct{}),
 		acks: make(map[uint64]func() error), runs: make(map[muster.CommandID]context.CancelCauseFunc),
+		alarmed: make(map[string]bool),
 	}
-	c.inbox = delivery.New(delivery.Config{Node: a.o.Node, Paused: a.paused()}, state, time.Now())
+	c.inbox = delivery.New(delivery.Config{Node: a.o.Node, Paused: a.paused(), Revoked: a.revokedSince}, state, time.Now())
 	c.offerRoom()
 	return c
 }
@@ -216,6 +218,9 @@ func (c *core) carryOut(r delivery.Ready) {
 	for _, report := range r.Reports {
 		c.a.reporter.add(report)
 	}
+	for _, record := range r.Refused {
+		c.tellRefused(record)
+	}
 }
 
 func (c *core) offerRoom() {
@@ -266,7 +271,7 @@ func (c *core) takeHeld() {
 // is genuine but it must not run.
 func (c *core) deliver(cmd muster.Command, caller aaa.Caller, refusal *muster.Error, ack func() error) {
 	in := intake{cmd.ID, func() bool {
-		d := delivery.Delivery{Command: cmd, Caller: caller.Name, Idempotent: cmd.Idempotent}
+		d := delivery.Delivery{Command: cmd, Caller: caller.Name, Signer: signerOf(caller), Idempotent: cmd.Idempotent}
 		if c.deaf {
 			return true // it stays with the broker
 		}
@@ -285,6 +290,9 @@ func (c *core) deliver(cmd muster.Command, caller aaa.Caller, refusal *muster.Er
 func (c *core) judge(d *delivery.Delivery, caller aaa.Caller, refusal *muster.Error) bool {
 	verdict := aaa.Denied
 	decision := aaa.Decision{}
+	if refusal == nil { // a list may have come since it was verified
+		refusal = c.a.o.Verifier.Revoked(caller)
+	}
 	if refusal == nil {
 		decision = c.a.o.Policy().Decide(caller, d.Command)
 		d.Rule = decision.Rule
@@ -300,7 +308,13 @@ func (c *core) judge(d *delivery.Delivery, caller aaa.Caller, refusal *muster.Er
 		rec.Reason = refusal.Message
 	}
 	d.Refusal = refusal
-	return c.a.audit.write(rec)
+	if !c.a.audit.write(rec) {
+		return false
+	}
+	if refusal != nil && errors.Is(refusal, aaa.ErrRevoked) {
+		c.alarm(caller, d.Command)
+	}
+	return true
 }
 
 // decided begins the record of a decision.

@@ -61,6 +61,7 @@ type bench struct {
 	dir    string
 	method *recorder
 	audit  *fullDisk
+	issuer *aaa.Issuer
 	stop   func()
 	mu     sync.Mutex // guards acked
 	acked  []string
@@ -78,7 +79,15 @@ func newBench(t *testing.T, hold chan struct{}) *bench {
 	if err != nil {
 		t.Fatal(err)
 	}
-	a := &Agent{o: Options{Node: "n", Fleet: "f", Registry: registry, Policy: func() *aaa.Policy { return all }}, log: log, reporter: newReporter()}
+	if b.issuer, err = aaa.GenerateIssuer(); err != nil {
+		t.Fatal(err)
+	}
+	verifier, err := aaa.NewVerifier("f", b.issuer.PublicKey())
+	if err != nil {
+		t.Fatal(err)
+	}
+	o := Options{Node: "n", Fleet: "f", Registry: registry, Policy: func() *aaa.Policy { return all }, Verifier: verifier, StateDir: b.dir}
+	a := &Agent{o: o, log: log, reporter: newReporter(), events: openEvents("n", filepath.Join(b.dir, "events.json"), log)}
 	var state delivery.State
 	if a.journal, state, err = journal.Open(filepath.Join(b.dir, "journal.db"), time.Now()); err != nil {
 		t.Fatal(err)
@@ -93,6 +102,9 @@ func newBench(t *testing.T, hold chan struct{}) *bench {
 	}
 	a.uploads = newUploads(a)
 	a.uploads.ctx = t.Context()
+	if err := a.openRevoked(); err != nil {
+		t.Fatal(err)
+	}
 	a.core = newCore(a, state)
 	b.core = a.core
 	ctx, cancel := context.WithCancel(context.Background())

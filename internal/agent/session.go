@@ -84,6 +84,7 @@ func (a *Agent) session(ctx context.Context) error {
 	wg.Go(func() { a.heartbeat(ctx, conn) })
 	wg.Go(func() { a.events.send(ctx, conn) })
 	wg.Go(func() { a.tellAudit(ctx, conn, pipeline) })
+	wg.Go(func() { a.watchRevoked(ctx, conn) })
 	if a.o.Tell != nil {
 		wg.Go(func() {
 			a.o.Tell(ctx, func(e muster.Event) error {
@@ -170,7 +171,7 @@ func (a *Agent) beat(leaving bool, ping string) []byte {
 	queue, running := a.core.load()
 	data, err := json.Marshal(muster.Beat{
 		Node: a.o.Node, Instance: a.instance, Time: time.Now(), Queue: queue, Running: running, Leaving: leaving,
-		RTT: float64(a.rtt.Load()) / 1e6, Ping: ping,
+		Revoked: a.revokedMark(), RTT: float64(a.rtt.Load()) / 1e6, Ping: ping,
 	})
 	if err != nil {
 		panic(err) // plain fields
@@ -187,6 +188,7 @@ func (a *Agent) heartbeat(ctx context.Context, conn *bus.Conn) {
 		if len(r.Data) > maxPing {
 			return
 		}
+		a.hearRevoked(string(r.Data))
 		if err := conn.Tell(conn.Subjects().Alive(conn.Mailbox(), a.o.Node), a.beat(false, string(r.Data))); err != nil {
 			a.log.Debug("ping was not answered", "err", err)
 		}
@@ -250,6 +252,9 @@ func (a *Agent) receive(ctx context.Context, conn *bus.Conn) error {
 	defer stop()
 	for attempt := 0; ; attempt++ {
 		a.core.listen()
+		if err := a.readRevoked(ctx, conn); err != nil {
+			return err
+		}
 		// What was withdrawn while the node was away must be known before the
 		// first command is.
 		switch last, err := conn.Last(ctx, bus.StreamControl, conn.Subjects().Control(conn.Mailbox(), a.o.Node)); {
@@ -258,9 +263,15 @@ func (a *Agent) receive(ctx context.Context, conn *bus.Conn) error {
 		case muster.KindOf(err) != muster.NotFound:
 			return err
 		}
-		err := conn.Commands(ctx, a.o.Node, func(m bus.Message) error { attempt = 0; return a.message(ctx, conn, m) })
+		reading, stop := a.untilRevoked(ctx)
+		err := conn.Commands(reading, a.o.Node, func(m bus.Message) error { attempt = 0; return a.message(reading, conn, m) })
+		again := context.Cause(reading) == errRevokedNews
+		stop()
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
+		}
+		if again {
+			continue
 		}
 		select {
 		case <-time.After(reconnectDelay(attempt)):

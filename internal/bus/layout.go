@@ -3,6 +3,7 @@ package bus
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"time"
 
@@ -32,6 +33,9 @@ type Settings struct {
 	Older []Queues `json:"older,omitempty"`
 	// Next is the set that takes the place of the current one at this moment.
 	Next *Queues `json:"next,omitempty"`
+	// Revoked are the lists of revoked callers, one of each issuer that has any,
+	// as the issuers signed them.
+	Revoked []json.RawMessage `json:"revoked,omitempty"`
 }
 
 // LayoutOptions are the choices when a layout is made.

@@ -222,12 +222,18 @@ const (
 // commands are sent or received. While the layout is being changed it waits a
 // little for the end of that.
 func (c *Conn) Load(ctx context.Context) (Settings, error) {
+	s, err := c.settled(ctx)
+	return s, c.accept(s, err)
+}
+
+// settled reads the settings, and waits a little while they are being changed.
+func (c *Conn) settled(ctx context.Context) (Settings, error) {
 	deadline := time.Now().Add(changeWait)
 	for {
 		s, err := c.readSettings(ctx)
 		changing := err == nil && s.Next != nil || errors.Is(err, errNoSettings)
 		if !changing || time.Now().After(deadline) || !wait(ctx, changePoll) {
-			return s, c.accept(s, err)
+			return s, err
 		}
 	}
 }

@@ -110,6 +110,10 @@ func CreateFleet(f FleetFolder, issuer *aaa.Issuer) error {
 	if err != nil {
 		return err
 	}
+	callers, err := json.Marshal(Callers{Issued: []CallerRecord{}})
+	if err != nil {
+		return muster.Errorf(muster.Internal, "write the callers: %w", err)
+	}
 	// fleet.yaml is last: it stands for a complete folder.
 	for _, file := range []struct {
 		name string
@@ -118,7 +122,7 @@ func CreateFleet(f FleetFolder, issuer *aaa.Issuer) error {
 		{"keys.json", f.Keys.Marshal()}, {"issuer.seed", issuer.Seed().Reveal()},
 		{"tls/ca.pem", f.CA.Certificate}, {"tls/ca.key", f.CA.Key},
 		{"tls/server.pem", f.Server.Certificate}, {"tls/server.key", f.Server.Key},
-		{"fleet.yaml", text},
+		{"callers.json", append(callers, '\n')}, {"fleet.yaml", text},
 	} {
 		if err := createFile(f.path(file.name), file.data); err != nil {
 			return err
@@ -267,6 +271,10 @@ func LockFile(path string) (unlock func(), err error) {
 	}
 	file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, fileMode)
 	if err != nil {
+		return nil, fileError(err, "lock", path)
+	}
+	if err := keepOwner(file, filepath.Dir(path)); err != nil {
+		_ = file.Close() // nothing was written
 		return nil, fileError(err, "lock", path)
 	}
 	if err := lock(file); err != nil {

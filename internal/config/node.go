@@ -40,10 +40,14 @@ type NodeFolder struct {
 	Credentials aaa.Secret // .creds text
 	CA          []byte     // PEM, nil for none
 	Policy      []byte     // written when joining if there is none yet; not read back
+	Revoked     []byte     // lists of revoked callers, as RevokedFile has them; like Policy
 }
 
 // PolicyFile is the policy in a node's folder.
 func PolicyFile(dir string) string { return filepath.Join(dir, "policy.yaml") }
+
+// RevokedFile has the lists of revoked callers in a node's folder.
+func RevokedFile(dir string) string { return filepath.Join(dir, "revoked.json") }
 
 // NodeExists reports whether a node has joined with this folder.
 func NodeExists(dir string) bool { return exists(filepath.Join(dir, "agent.yaml")) }
@@ -62,6 +66,11 @@ func WriteNode(dir string, n NodeFolder) error {
 	}
 	if len(n.Policy) > 0 && !exists(PolicyFile(dir)) {
 		if err := WriteFile(PolicyFile(dir), n.Policy); err != nil {
+			return err
+		}
+	}
+	if len(n.Revoked) > 0 && !exists(RevokedFile(dir)) {
+		if err := WriteFile(RevokedFile(dir), n.Revoked); err != nil {
 			return err
 		}
 	}

@@ -4,6 +4,7 @@ package config
 
 import (
 	"os"
+	"path/filepath"
 
 	"golang.org/x/sys/unix"
 )
@@ -11,15 +12,15 @@ import (
 // lock takes a lock on the file, without waiting, until it is closed.
 func lock(f *os.File) error { return unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) }
 
-// keepOwner gives the file the owner of the one that it replaces, if there is one.
-// Only root can.
+// keepOwner gives the file the owner of the one that it replaces, or else of the
+// folder. Only root can.
 func keepOwner(f *os.File, path string) error {
 	if os.Geteuid() != 0 {
 		return nil
 	}
 	var old, now unix.Stat_t
-	if err := unix.Stat(path, &old); err != nil {
-		return nil // there is none
+	if unix.Stat(path, &old) != nil && unix.Stat(filepath.Dir(path), &old) != nil {
+		return nil // there is neither
 	}
 	if err := unix.Fstat(int(f.Fd()), &now); err != nil {
 		return err

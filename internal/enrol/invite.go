@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/rand"
 	"maps"
+	"slices"
 	"time"
 
 	"github.com/musterfleet/muster"
@@ -48,6 +49,10 @@ func Invite(ctx context.Context, conn *bus.Conn, fleet config.FleetFolder, v Inv
 	if err != nil {
 		return aaa.Token{}, err
 	}
+	revoked, err := revokedForToken(fleet)
+	if err != nil {
+		return aaa.Token{}, err
+	}
 	hash := aaa.HashSecret(secret)
 	if err := put(ctx, conn, "invite."+id, invitation{Node: v.Node, Secret: hash[:], Expires: expires}, 0); err != nil {
 		return aaa.Token{}, err
@@ -57,8 +62,22 @@ func Invite(ctx context.Context, conn *bus.Conn, fleet config.FleetFolder, v Inv
 	}
 	return aaa.Token{
 		ID: id, URLs: v.URLs, CAPEM: string(fleet.MemberCA()), Fleet: fleet.Fleet.ID, Node: v.Node,
-		Secret: secret, Expires: expires, Creds: creds, Issuers: fleet.Fleet.Issuers, Policy: v.Policy,
+		Secret: secret, Expires: expires, Creds: creds, Issuers: fleet.Fleet.Issuers, Policy: v.Policy, Revoked: revoked,
 	}, nil
+}
+
+// maxTokenRevoked is the longest list of revoked callers in a token, in bytes.
+// One that is longer the node has from the broker alone.
+const maxTokenRevoked = 16 << 10
+
+// revokedForToken is the list with which a node begins, so that it knows of it
+// even if the broker keeps it back.
+func revokedForToken(fleet config.FleetFolder) ([]byte, error) {
+	list, any, err := fleet.RevokedCallers()
+	if err != nil || !any || len(list.Encoded()) > maxTokenRevoked || !slices.Contains(fleet.Fleet.Issuers, list.Issuer) {
+		return nil, err
+	}
+	return list.Encoded(), nil
 }
 
 func enrolCreds(fleet config.FleetFolder, id string, expires, now time.Time) (aaa.Secret, error) {

@@ -47,11 +47,15 @@ func Rejoin(ctx context.Context, token aaa.Token, dir string, now time.Time, log
 	if err != nil {
 		return muster.Errorf(muster.Corrupt, "the broker's answer does not fit the key of this node: %w", err)
 	}
+	var revoked []byte
+	if len(token.Revoked) > 0 {
+		revoked = aaa.JoinRevocations([][]byte{token.Revoked})
+	}
 	err = config.WriteNode(dir, config.NodeFolder{
 		Node: config.Node{
 			Node: string(token.Node), Fleet: token.Fleet, Prefix: prefix, URLs: token.URLs, Issuers: token.Issuers,
 		},
-		Credentials: creds, CA: []byte(token.CAPEM), Policy: []byte(token.Policy),
+		Credentials: creds, CA: []byte(token.CAPEM), Policy: []byte(token.Policy), Revoked: revoked,
 	})
 	if err != nil {
 		return err
