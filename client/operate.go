@@ -159,7 +159,7 @@ func (c *Client) Check(ctx context.Context) Health {
 	s := conn.Settings()
 	h.add("layout", "ok", "", "version %d, %d shards, %d replicas, fleet %s", s.Version, s.Shards, s.Replicas, s.Fleet)
 	c.checkStreams(ctx, conn, &h)
-	c.checkNodes(ctx, &h)
+	c.checkNodes(ctx, conn, &h)
 	return h
 }
 
@@ -271,7 +271,7 @@ func (c *Client) checkStreams(ctx context.Context, conn *bus.Conn, h *Health) {
 // take nothing from more than five minutes in the future.
 const clockLimit = time.Minute
 
-func (c *Client) checkNodes(ctx context.Context, h *Health) {
+func (c *Client) checkNodes(ctx context.Context, conn *bus.Conn, h *Health) {
 	nodes, err := c.Nodes(ctx)
 	if err != nil {
 		h.add("nodes", "fail", "", "%v", err)
@@ -290,4 +290,9 @@ func (c *Client) checkNodes(ctx context.Context, h *Health) {
 		}
 	}
 	h.add("nodes", "ok", "", "%d of %d answer", online, len(nodes))
+	if lists, err := conn.Revoked(ctx); err != nil {
+		h.add("revoked", "warn", "try again", "%v", err)
+	} else {
+		checkRevoked(lists, nodes, h)
+	}
 }

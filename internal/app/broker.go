@@ -188,29 +188,37 @@ func RunService(ctx context.Context, o ServiceOptions, ready func()) error {
 	if o.BrokerURL != "" {
 		at.URLs = []string{o.BrokerURL}
 	}
-	update := func(ctx context.Context, a enrol.Account) error { return pushAccount(ctx, fleet, at, a) }
+	update := func(ctx context.Context, a enrol.Account) error {
+		err := pushAccount(ctx, fleet, at, a)
+		if err != nil && o.CredsFile != "" {
+			o.Log.Warn("the server does not take this fleet's accounts: revoke there by hand who is to be kept out, with 'nsc revocations add-user' or what the server has",
+				"component", "app", "err", err)
+			return nil
+		}
+		return err
+	}
 	s := session{
 		fleet: fleet, log: o.Log, ready: ready, update: update, patient: true, replicas: o.Replicas,
-		dial: func(ctx context.Context) (*bus.Conn, error) {
-			// The server's configuration may be older than the last removal.
-			_, nodes, err := enrol.Accounts(fleet, time.Now())
-			if err == nil {
-				err = update(ctx, nodes)
-			}
-			if err != nil {
-				return nil, err
-			}
-			if o.CredsFile == "" {
-				return dialService(ctx, fleet, at)
-			}
-			creds, err := config.ReadCreds(o.CredsFile)
-			if err != nil {
-				return nil, err
-			}
-			return dialWith(ctx, creds, at)
-		},
+		// The server's configuration may be older than the last removal.
+		prepare: func(ctx context.Context) error { return pushAccounts(ctx, fleet, update) },
+		dial:    func(ctx context.Context) (*bus.Conn, error) { return dialAs(ctx, fleet, o.CredsFile, at) },
 	}
 	return s.run(ctx)
+}
+
+// pushAccounts has the server know who was removed and revoked.
+func pushAccounts(ctx context.Context, fleet config.FleetFolder, update func(context.Context, enrol.Account) error) error {
+	main, nodes, err := enrol.Accounts(fleet, time.Now())
+	if err != nil {
+		return err
+	}
+	if err := update(ctx, nodes); err != nil {
+		return err
+	}
+	if _, any, err := fleet.RevokedCallers(); err != nil || !any {
+		return err
+	}
+	return update(ctx, main)
 }
 
 // pushAccount gives the server a new JWT of the account, as a user of its
@@ -236,6 +244,7 @@ func pushAccount(ctx context.Context, fleet config.FleetFolder, at bus.Options, 
 type session struct {
 	fleet   config.FleetFolder
 	log     *slog.Logger
+	prepare func(context.Context) error // nil, or called before the session's connection is made
 	dial    func(context.Context) (*bus.Conn, error)
 	update  func(context.Context, enrol.Account) error
 	ready   func()
@@ -276,17 +285,24 @@ func (s *session) run(ctx context.Context) error {
 }
 
 func (s *session) once(ctx context.Context, ready func()) error {
+	if s.prepare != nil {
+		if err := s.prepare(ctx); err != nil {
+			return err
+		}
+	}
 	conn, err := s.dial(ctx)
 	if err != nil {
 		return err
 	}
 	defer conn.Close()
-	if err := s.setup(ctx, conn); err != nil {
+	known, err := s.begin(ctx, conn)
+	if err != nil {
 		return err
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	var wg sync.WaitGroup
 	wg.Go(func() { s.tidy(ctx) })
+	wg.Go(func() { s.watchRevoked(ctx, known) })
 	defer wg.Wait()
 	defer cancel()
 	meeting := newMeeting(time.Now(), s.log)
@@ -303,21 +319,43 @@ func (s *session) once(ctx context.Context, ready func()) error {
 	return err
 }
 
+// begin brings the layout up to date, with the list of revoked callers.
+func (s *session) begin(ctx context.Context, conn *bus.Conn) (known stamp, err error) {
+	if err := s.setup(ctx, conn); err != nil {
+		return known, err
+	}
+	known = s.revokedStamp()
+	return known, s.publishRevoked(ctx, conn)
+}
+
 // setup brings the layout up to date, alone.
 func (s *session) setup(ctx context.Context, conn *bus.Conn) error {
+	return s.alone(ctx, func(ctx context.Context) error {
+		return conn.Setup(ctx, bus.LayoutOptions{Fleet: s.fleet.Fleet.ID, Replicas: s.replicas})
+	})
+}
+
+// alone does something that changes the layout, while nobody else does.
+func (s *session) alone(ctx context.Context, do func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	unlock, err := s.fleet.Lock(layoutLock)
-	for ; muster.KindOf(err) == muster.Conflict && pause(ctx, 100*time.Millisecond); unlock, err = s.fleet.Lock(layoutLock) {
-	}
-	if muster.KindOf(err) == muster.Conflict {
-		return muster.Errorf(muster.Unavailable, "somebody else changes the layout: %w", err)
-	}
+	unlock, err := lockPatiently(ctx, s.fleet, layoutLock)
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	return conn.Setup(ctx, bus.LayoutOptions{Fleet: s.fleet.Fleet.ID, Replicas: s.replicas})
+	return do(ctx)
+}
+
+// lockPatiently waits for whoever has the lock.
+func lockPatiently(ctx context.Context, fleet config.FleetFolder, purpose string) (unlock func(), err error) {
+	unlock, err = fleet.Lock(purpose)
+	for ; muster.KindOf(err) == muster.Conflict && pause(ctx, 100*time.Millisecond); unlock, err = fleet.Lock(purpose) {
+	}
+	if muster.KindOf(err) == muster.Conflict {
+		return nil, muster.Errorf(muster.Unavailable, "somebody else works on the fleet: %w", err)
+	}
+	return unlock, err
 }
 
 // tidyEvery is how often older command streams are looked at.

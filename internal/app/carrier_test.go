@@ -34,8 +34,10 @@ var promises = []struct {
 	{"nodes learn of others", nodesLearnOfOthers},
 	{"no detour to others", noDetourToOthers},
 	{"the service is no detour", serviceIsNoDetour},
+	{"a revoked caller is cut off", revokedCallerIsCutOff},
 	{"commands move to other streams", commandsMove},
 	{"a receipt outlives the broker", receiptOutlives},
+	{"a revocation outlives the broker", revocationOutlives},
 }
 
 // TestCarriers holds each carrier to all promises.

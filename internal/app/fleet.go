@@ -113,61 +113,6 @@ func createFleet(dir string, o InitOptions) error {
 	return config.CreateFleet(config.FleetFolder{Dir: dir, Fleet: f, Keys: keys, CA: ca, Server: server}, issuer)
 }
 
-// OperatorOptions describe a further caller.
-type OperatorOptions struct {
-	Dir    string // of the fleet
-	Name   string
-	Groups []string
-	Rights []aaa.Right   // nil is every method on every node, as far as nodes' policies allow
-	TTL    time.Duration // 0 is OperatorTTL
-	Out    string        // folder to write the context to
-}
-
-// AddOperator makes a caller: credentials for the broker and, with another
-// key, an identity to sign commands with. It writes them as a context into a
-// folder to hand over. What is there already is replaced.
-func AddOperator(o OperatorOptions) error {
-	fleet, err := config.OpenFleet(o.Dir)
-	if err != nil {
-		return err
-	}
-	if len(o.Rights) == 0 {
-		o.Rights = []aaa.Right{{Methods: []string{"*"}, Nodes: []string{"*"}}}
-	}
-	now := time.Now()
-	expires := now.Add(cmp.Or(o.TTL, OperatorTTL))
-	identity, err := newIdentity(fleet, o, expires, now)
-	if err != nil {
-		return err
-	}
-	creds, err := enrol.NewCreds(fleet.Keys, o.Name, bus.OperatorPermissions(fleet.Fleet.Prefix), expires, now)
-	if err != nil {
-		return err
-	}
-	return config.WriteContext(o.Out, config.Context{
-		Fleet: fleet.Fleet.ID, Prefix: fleet.Fleet.Prefix, URLs: fleet.Fleet.URLs,
-		Credentials: creds, Identity: aaa.NewSecret(identity.Marshal()), CA: fleet.MemberCA(),
-	})
-}
-
-func newIdentity(fleet config.FleetFolder, o OperatorOptions, expires, now time.Time) (aaa.Identity, error) {
-	issuer, err := fleet.Issuer()
-	if err != nil {
-		return aaa.Identity{}, err
-	}
-	seed, public, err := aaa.NewUserKey()
-	if err != nil {
-		return aaa.Identity{}, err
-	}
-	token, err := issuer.Issue(aaa.CallerClaims{
-		PublicKey: public, Name: o.Name, Fleet: fleet.Fleet.ID, Groups: o.Groups, Rights: o.Rights, Expires: expires,
-	}, now)
-	if err != nil {
-		return aaa.Identity{}, err
-	}
-	return aaa.NewIdentity(token, seed)
-}
-
 // InviteOptions say who is invited to which fleet.
 type InviteOptions struct {
 	Dir string // of the fleet
@@ -238,7 +183,7 @@ func ServerConfig(dir string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	b := fmt.Appendf(nil, "# A nats-server for the fleet %s. Make it again after nodes were removed.\n", fleet.Fleet.Name)
+	b := fmt.Appendf(nil, "# A nats-server for the fleet %s. Make it again after nodes were removed or callers revoked.\n", fleet.Fleet.Name)
 	b = fmt.Appendf(b, "server_name: %q\nlisten: %q\nmax_payload: 2MB\nmax_connections: 65536\nping_interval: \"30s\"\nping_max: 2\n\n", "muster-"+fleet.Fleet.ID, net.JoinHostPort(host, strconv.Itoa(port)))
 	b = fmt.Appendf(b, "# What is accepted must survive a power cut.\njetstream {\n  store_dir: %q\n  sync_interval: always\n}\n\n", fleet.StoreDir())
 	if fleet.Fleet.TLS() {

@@ -57,6 +57,7 @@ type fleet struct {
 // A world is the carrier of a fleet and the service that admits nodes.
 type world struct {
 	carrier
+	top      *testing.T // what is started again outlives a promise
 	dir      string
 	ports    []int
 	routes   []int          // ports of the cluster
@@ -105,7 +106,7 @@ func startFleet(t *testing.T, c carrier) fleet {
 	t.Setenv("MUSTER_CONFIG", t.TempDir())
 	t.Setenv("MUSTER_CONTEXT", "")
 	t.Setenv("XDG_STATE_HOME", t.TempDir())
-	f := fleet{t, &world{carrier: c, dir: filepath.Join(t.TempDir(), "fleet")}}
+	f := fleet{t, &world{carrier: c, top: t, dir: filepath.Join(t.TempDir(), "fleet")}}
 	for range max(c.servers, 1) {
 		f.ports = append(f.ports, freePort(t))
 	}
@@ -201,7 +202,7 @@ func (f fleet) restart() {
 	default:
 		f.embedded.end(f.t)
 	}
-	f.start()
+	fleet{f.top, f.world}.start()
 }
 
 // until tries again until it works.

@@ -166,7 +166,7 @@ func (p *program) root() *cobra.Command {
 	}
 	add("daily", p.runCommand(), p.sendCommand(), p.statusCommand(), p.pingCommand(), p.nodeCommand(), p.commandCommand(), p.methodCommand())
 	add("look", p.doctorCommand(), p.deadLetterCommand(), p.eventCommand(), p.auditCommand(), p.outboxCommand(), p.contextCommand(), p.configCommand(), p.orderCommand())
-	add("daemon", p.devCommand(), p.initCommand(), p.brokerCommand(), p.agentCommand())
+	add("daemon", p.devCommand(), p.initCommand(), p.brokerCommand(), p.callerCommand(), p.agentCommand())
 	root.AddCommand(p.versionCommand(), p.completionCommand())
 	root.SetHelpCommand(helpCommand())
 	usageErrors(root)

@@ -135,7 +135,8 @@ the caller. Run it where the fleet was made, with 'muster init'.
 
 The folder holds secrets. It belongs to ~/.config/muster/contexts/NAME of whoever
 is to use it. What is in the folder already is replaced, which is how a context
-that expires is renewed. The one before stays valid until it expires.
+that expires is renewed. The one before stays valid until it expires, or until
+'muster caller revoke' revokes its key.
 
 Policies on nodes decide what the caller may do there. --method and --node bound
 it before they are asked.`,

@@ -41,6 +41,8 @@ type Backend interface {
 	ServerConfig(dir string) ([]byte, error)
 	RenewCertificate(dir string, more []string) (app.Certificate, error)
 	AddOperator(o app.OperatorOptions) error
+	Callers(dir string) (all []app.Caller, partial bool, err error)
+	RevokeCallers(ctx context.Context, o app.RevokeOptions) (app.RevokeResult, error)
 	Invite(ctx context.Context, o app.InviteOptions) (string, error)
 	Reshard(ctx context.Context, o app.ReshardOptions) error
 	RunAgent(ctx context.Context, o app.AgentOptions) error
@@ -88,6 +90,12 @@ func (application) RenewCertificate(dir string, more []string) (app.Certificate,
 }
 
 func (application) AddOperator(o app.OperatorOptions) error { return app.AddOperator(o) }
+
+func (application) Callers(dir string) ([]app.Caller, bool, error) { return app.Callers(dir) }
+
+func (application) RevokeCallers(ctx context.Context, o app.RevokeOptions) (app.RevokeResult, error) {
+	return app.RevokeCallers(ctx, o)
+}
 
 func (application) Invite(ctx context.Context, o app.InviteOptions) (string, error) {
 	return app.Invite(ctx, o)
