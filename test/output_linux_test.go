@@ -14,6 +14,7 @@ import (
 // A counter counts what a process writes, and lines that are not as they should be.
 type counter struct {
 	pid    int
+	lines  bool // look at them
 	bytes  int64
 	other  int
 	rest   []byte
@@ -23,6 +24,9 @@ type counter struct {
 func (c *counter) Write(b []byte) (int, error) {
 	c.bytes += int64(len(b))
 	c.memory = max(c.memory, mostMemory(c.pid))
+	if !c.lines {
+		return len(b), nil
+	}
 	c.rest = append(c.rest, b...)
 	for {
 		line, rest, ended := bytes.Cut(c.rest, []byte("\n"))
@@ -59,26 +63,32 @@ func TestShowLargeOutput(t *testing.T) {
 	if s.State != muster.Done || s.Result == nil || s.Result.Stdout.Size != size {
 		t.Fatalf("got %s with %+v, want done with %d bytes", s.State, s.Result, int64(size))
 	}
-	cmd := l.Muster(t.Context(), "command", "show", string(s.ID))
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	var complaint bytes.Buffer
-	cmd.Stderr = &complaint
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	got := counter{pid: cmd.Process.Pid}
-	_, copyErr := io.Copy(&got, out)
-	if err := cmd.Wait(); err != nil || copyErr != nil {
-		t.Fatalf("command show: %v, %v\n%s", err, copyErr, complaint.Bytes())
-	}
-	if got.bytes < size || got.bytes > size+10_000 || got.other > 20 {
-		t.Errorf("got %d bytes with %d lines of other text, want %d and some more", got.bytes, got.other, int64(size))
-	}
-	t.Logf("%d MiB of memory were used", got.memory>>10)
-	if got.memory == 0 || got.memory > memory {
-		t.Errorf("%d KiB of memory were used, want at most %d", got.memory, memory)
+	for form, check := range map[string]func(c *counter) bool{
+		"table": func(c *counter) bool { return c.bytes >= size && c.bytes <= size+10_000 && c.other <= 20 },
+		// Each line break takes two bytes, and all is one line.
+		"json": func(c *counter) bool { return c.bytes >= size+lines && c.bytes <= size+lines+10_000 },
+	} {
+		cmd := l.Muster(t.Context(), "command", "show", string(s.ID), "-o", form)
+		out, err := cmd.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		var complaint bytes.Buffer
+		cmd.Stderr = &complaint
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		got := counter{pid: cmd.Process.Pid, lines: form == "table"}
+		_, copyErr := io.Copy(&got, out)
+		if err := cmd.Wait(); err != nil || copyErr != nil {
+			t.Fatalf("command show -o %s: %v, %v\n%s", form, err, copyErr, complaint.Bytes())
+		}
+		if !check(&got) {
+			t.Errorf("%s: got %d bytes with %d lines of other text, want %d and some more", form, got.bytes, got.other, int64(size))
+		}
+		t.Logf("%s: %d MiB of memory were used", form, got.memory>>10)
+		if got.memory == 0 || got.memory > memory {
+			t.Errorf("%s: %d KiB of memory were used, want at most %d", form, got.memory, memory)
+		}
 	}
 }

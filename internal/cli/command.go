@@ -94,7 +94,7 @@ func (p *program) commandList() *cobra.Command {
 				}
 				var items []outcome
 				for _, s := range all {
-					o, _ := outcomeOf(ctx, nil, s) // without output it cannot fail
+					o := outcomeOf(s)
 					o.History = nil
 					items = append(items, o)
 				}
@@ -131,8 +131,10 @@ func (p *program) commandShow() *cobra.Command {
 		Use:   "show ID[@NODE]",
 		Short: "Show a command: each state with its time, exit code and output",
 		Long: `Show a command, or all commands of a send: each state with its time, the exit
-code, and stdout and stderr apart and whole. With -o json, jsonl and yaml the
-output is held in memory first; for hundreds of megabytes use the table form.`,
+code, and stdout and stderr apart and whole. Output may have any size; with -o
+json, jsonl and yaml what is large goes through a temporary file in TMPDIR, since
+it has to be known whether it is text: what is not is in stdout_base64. Output
+that cannot be had is told in output_error; the exit code is 1 then.`,
 		Example: `  muster command show 01JD3Z5K8Q
   muster command show 01JD3Z5K8Q@web1
   muster command show 01JD3Z5K8Q@web1 -o json | jq -r '.[0].stdout'`,
@@ -147,15 +149,7 @@ output is held in memory first; for hundreds of megabytes use the table form.`,
 					return err
 				}
 				if p.format != "table" {
-					var items []outcome
-					for _, s := range all {
-						o, err := outcomeOf(ctx, c, s)
-						if err != nil {
-							return err
-						}
-						items = append(items, o)
-					}
-					return list(p, items, nil)
+					return p.outcomes(ctx, c, all)
 				}
 				for i, s := range all {
 					if i > 0 {

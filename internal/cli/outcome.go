@@ -8,7 +8,6 @@ import (
 	"io"
 	"strings"
 	"time"
-	"unicode/utf8"
 
 	"github.com/musterfleet/muster"
 	"github.com/musterfleet/muster/client"
@@ -34,53 +33,29 @@ type outcome struct {
 	Ended        time.Time           `json:"ended,omitzero"`
 	Output       json.RawMessage     `json:"output,omitempty"`
 	Stdout       *string             `json:"stdout,omitempty"`
-	StdoutBase64 []byte              `json:"stdout_base64,omitempty"` // where it is not text
+	StdoutBase64 *string             `json:"stdout_base64,omitempty"` // where it is not text
 	Stderr       *string             `json:"stderr,omitempty"`
-	StderrBase64 []byte              `json:"stderr_base64,omitempty"`
+	StderrBase64 *string             `json:"stderr_base64,omitempty"`
+	OutputError  string              `json:"output_error,omitempty"`    // why output that there is is not in here
 	Truncated    int64               `json:"truncated_bytes,omitempty"` // of both, dropped on the node
 	Error        *muster.Error       `json:"error,omitempty"`
 	History      []muster.Transition `json:"history,omitempty"`
 	NotSent      bool                `json:"not_sent,omitempty"` // a rolling send stopped before this node
 }
 
-// outcomeOf makes an outcome. With a client, the output is read whole.
-func outcomeOf(ctx context.Context, c SDK, s client.Status) (outcome, error) {
+// outcomeOf makes an outcome without stdout and stderr.
+func outcomeOf(s client.Status) outcome {
 	o := outcome{
 		ID: s.ID, Node: s.Node, Method: s.Method, Input: s.Input, Caller: s.Caller, Claimed: s.Claimed,
 		State: s.State, Final: s.State.Final(), Reason: reason(s), Inferred: s.Inferred,
 		Sent: s.Sent, Deadline: s.Deadline, History: s.History,
 	}
 	o.Started, o.Ended = span(s)
-	r := s.Result
-	if r == nil {
-		return o, nil
+	if r := s.Result; r != nil {
+		o.ExitCode, o.Output, o.Error = r.ExitCode, r.Output, r.Error
+		o.Truncated = r.Stdout.Truncated + r.Stderr.Truncated
 	}
-	o.ExitCode, o.Output, o.Error = r.ExitCode, r.Output, r.Error
-	o.Truncated = r.Stdout.Truncated + r.Stderr.Truncated
-	if c == nil {
-		return o, nil
-	}
-	for _, stream := range []struct {
-		name string
-		out  muster.Output
-		text **string
-		raw  *[]byte
-	}{{"stdout", r.Stdout, &o.Stdout, &o.StdoutBase64}, {"stderr", r.Stderr, &o.Stderr, &o.StderrBase64}} {
-		if stream.out.Size == 0 {
-			continue
-		}
-		var b bytes.Buffer
-		if err := readOutput(ctx, c, s, stream.name, &b); err != nil {
-			return o, err
-		}
-		if utf8.Valid(b.Bytes()) {
-			text := b.String()
-			*stream.text = &text
-		} else {
-			*stream.raw = b.Bytes()
-		}
-	}
-	return o, nil
+	return o
 }
 
 // readOutput writes a whole stream, from the report where it is in there.

@@ -46,7 +46,7 @@ func show(p *program, item any, text func(w io.Writer) error) error {
 
 // line prints an item as one line of JSON.
 func (p *program) line(item any) error {
-	b, err := encode(item, "")
+	b, err := encode(item, "", "")
 	if err != nil {
 		return err
 	}
@@ -56,7 +56,7 @@ func (p *program) line(item any) error {
 
 // data prints an item as indented JSON or YAML.
 func (p *program) data(item any) error {
-	b, err := encode(item, "  ")
+	b, err := encode(item, "", "  ")
 	if err == nil && p.format == "yaml" {
 		b, err = toYAML(b)
 	}
@@ -67,11 +67,11 @@ func (p *program) data(item any) error {
 	return err
 }
 
-func encode(item any, indent string) ([]byte, error) {
+func encode(item any, prefix, indent string) ([]byte, error) {
 	var b bytes.Buffer
 	e := json.NewEncoder(&b)
 	e.SetEscapeHTML(false) // this is read by people too
-	e.SetIndent("", indent)
+	e.SetIndent(prefix, indent)
 	if err := e.Encode(item); err != nil {
 		return nil, fmt.Errorf("encode output: %w", err)
 	}

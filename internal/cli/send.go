@@ -202,6 +202,8 @@ type sending struct {
 	f    *sendFlags
 	wait bool
 	live bool // output is printed while it is written, and the summary is no data
+
+	document *listing // of the outcomes, in a form for programs; see printed
 }
 
 func (s *sending) send(ctx context.Context, m muster.Method, input func(*catalogue) (json.RawMessage, error)) error {
@@ -321,13 +323,15 @@ func (s *sending) streamLines(ctx context.Context, w *watch) {
 	if s.p.format != "jsonl" {
 		return
 	}
-	w.onDone = func(status client.Status) error {
-		o, err := outcomeOf(ctx, s.c, status)
-		if err != nil {
-			return err
-		}
-		return s.p.line(o)
+	w.onDone = func(status client.Status) error { return s.printed().add(ctx, status) }
+}
+
+// printed is the document that the outcomes are printed in.
+func (s *sending) printed() *listing {
+	if s.document == nil {
+		s.document = &listing{p: s.p, c: s.c}
 	}
+	return s.document
 }
 
 // waitsFor returns the nodes of the accepted ones to wait for, nil for all.
@@ -413,24 +417,26 @@ func (s *sending) summary(ctx context.Context, w *watch, all []client.Status, no
 	case s.p.format == "table":
 		return t.write(s.p.stdout, s.p.outTerm)
 	}
-	ctx = context.WithoutCancel(ctx) // what is known is printed after an interrupt, too
-	ctx, cancel := context.WithTimeout(ctx, patience)
-	defer cancel()
-	var items []outcome
+	if ctx.Err() != nil { // what is known is printed after an interrupt, too
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(context.WithoutCancel(ctx), patience)
+		defer cancel()
+	}
+	doc := s.printed()
 	for _, status := range all {
 		if s.p.format == "jsonl" && status.State.Final() {
 			continue // printed when it came
 		}
-		o, err := outcomeOf(ctx, s.c, status)
-		if err != nil {
+		if err := doc.add(ctx, status); err != nil {
 			return err
 		}
-		items = append(items, o)
 	}
 	for _, n := range notSent {
-		items = append(items, outcome{ID: w.id, Node: n, NotSent: true})
+		if err := doc.print(outcome{ID: w.id, Node: n, NotSent: true}, nil); err != nil {
+			return err
+		}
 	}
-	return list(s.p, items, nil)
+	return doc.end()
 }
 
 // rolling sends batch by batch, all under one id.
