@@ -102,6 +102,7 @@ type Status struct {
 type Update struct {
 	Status *Status // of one command, after a change
 	Chunk  *Chunk  // output while it is written
+	Link   *Link   // the broker went away, or is back; nothing is missed meanwhile
 }
 
 // A Chunk is a part of what a run writes. Chunks of one stream come in order,
@@ -129,6 +130,10 @@ type EventQuery struct {
 	Node   muster.NodeName // empty for all
 	Since  time.Time       // only what was stored later; zero for all
 	Follow bool            // also what happens until ctx ends
+	// Link is told when the broker goes away and when it is back, in the calls
+	// of handle. With it, following goes on by itself after a loss, where it
+	// was; without it a loss ends it. It may return an error, as handle may.
+	Link func(Link) error
 }
 
 // A DeadLetter is a message that a node could not take for a command. It can

@@ -191,9 +191,12 @@ func (c *Client) with(ctx context.Context, f func(*bus.Conn) error) error {
 	}
 }
 
+// retryMost is the longest pause between attempts.
+const retryMost = 5 * time.Second
+
 // pause waits before the next attempt, unless ctx ends.
 func pause(ctx context.Context, attempt int) bool {
-	t := time.NewTimer(min(100*time.Millisecond<<min(attempt, 10), 5*time.Second))
+	t := time.NewTimer(min(100*time.Millisecond<<min(attempt, 10), retryMost))
 	defer t.Stop()
 	select {
 	case <-t.C:

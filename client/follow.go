@@ -6,7 +6,6 @@ import (
 	"io"
 	"slices"
 	"strconv"
-	"sync"
 	"time"
 
 	"github.com/musterfleet/muster"
@@ -16,28 +15,15 @@ import (
 // Follow calls handle for each change of the send's commands and for their
 // output, beginning with what is known already, and returns nil when all of
 // them are final. Output comes before the final state that it belongs to.
+// While the broker is away it waits, says so, and goes on where it was.
 func (c *Client) Follow(ctx context.Context, id muster.CommandID, handle func(Update) error) error {
-	if _, err := c.Command(ctx, muster.Key{ID: id}); err != nil {
-		return err
+	f := &follower{handle: handle, streams: make(map[streamKey]*streamState), final: make(map[muster.Key]bool), told: make(map[muster.Key]int)}
+	f.link.tell = func(l Link) error { return handle(Update{Link: &l}) }
+	err := f.link.again(ctx, c, func(conn *bus.Conn) error { return f.follow(ctx, conn, id) })
+	if errors.Is(err, errFinished) {
+		return nil
 	}
-	f := &follower{handle: handle, streams: make(map[streamKey]*streamState), final: make(map[muster.Key]bool)}
-	for attempt := 0; ; attempt++ {
-		conn, _, err := c.connection(ctx)
-		if err == nil {
-			err = f.follow(ctx, conn, id)
-		}
-		switch {
-		case err == nil, errors.Is(err, errHandler):
-			return f.failed
-		case ctx.Err() != nil:
-			return ctx.Err()
-		case muster.KindOf(err) != muster.Unavailable && muster.KindOf(err) != muster.Interrupted:
-			return err
-		}
-		if !pause(ctx, attempt) {
-			return ctx.Err()
-		}
-	}
+	return err
 }
 
 type streamKey struct {
@@ -55,91 +41,61 @@ type streamState struct {
 // A follower joins history and output, which come from two streams.
 type follower struct {
 	handle  func(Update) error
-	failed  error // of handle
 	ledger  *ledger
 	streams map[streamKey]*streamState
 	final   map[muster.Key]bool // told, and not told again
 	waiting []*Status           // final, but output is still to come
 	told    map[muster.Key]int  // length of the history that was told
+	known   bool                // there is such a send
+	read    bool                // the history, up to now
+	latest  time.Time           // of the output, by the broker's clock
+	link    linkWatch
 }
 
-var (
-	errHandler  = errors.New("handler ended it")
-	errFinished = errors.New("all commands are final")
-)
+var errFinished = errors.New("all commands are final")
 
-// news is one message of either stream.
-type news struct {
-	m      bus.Stored
-	output bool
-}
-
-// follow works on one connection. Both streams are read from their beginning:
-// what was told before is recognised.
+// follow works on one connection. The history is read from its beginning, the
+// output from where it was: what was told before is recognised.
 func (f *follower) follow(ctx context.Context, conn *bus.Conn, id muster.CommandID) error {
-	f.ledger = newLedger(conn.Subjects())
-	f.waiting = nil
-	if f.told == nil {
-		f.told = make(map[muster.Key]int)
-	}
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	all := make(chan news)
-	var wg sync.WaitGroup
-	defer wg.Wait()
-	defer cancel(nil)
-	read := func(q bus.Query, output bool) {
-		wg.Go(func() {
-			cancel(conn.Follow(ctx, q, func(m bus.Stored) error {
-				select {
-				case all <- news{m, output}:
-					return nil
-				case <-ctx.Done():
-					return ctx.Err()
-				}
-			}))
-		})
-	}
-	subjects := conn.Subjects()
-	any := muster.Key{ID: id, Node: ">"}
-	read(bus.Query{Stream: bus.StreamHistory, Filters: []string{subjects.Sent(id), subjects.Report(any)}}, false)
-	read(bus.Query{Stream: bus.StreamOutput, Filters: []string{subjects.Output(any, "*")}}, true)
-	tick := time.NewTicker(time.Second)
-	defer tick.Stop()
-	for {
-		var err error
-		select {
-		case n := <-all:
-			err = f.take(n)
-		case <-tick.C:
-			err = f.expire(time.Now())
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
-		if errors.Is(err, errFinished) {
-			return nil
-		}
-		if err != nil {
-			f.failed = err
-			return errHandler
-		}
-	}
-}
-
-func (f *follower) take(n news) error {
-	if n.output {
-		if err := f.chunk(n.m); err != nil {
+	if !f.known {
+		if err := exists(ctx, conn, id); err != nil {
 			return err
 		}
-	} else {
-		for _, s := range f.ledger.add(n.m) {
-			if err := f.status(s); err != nil {
-				return err
-			}
+		f.known = true
+	}
+	if err := f.link.hear(); err != nil {
+		return err
+	}
+	f.ledger, f.waiting, f.read = newLedger(conn.Subjects()), nil, false
+	for _, st := range f.streams {
+		st.heard = time.Now() // what came meanwhile has yet to be read
+	}
+	subjects, any := conn.Subjects(), muster.Key{ID: id, Node: ">"}
+	return f.link.follow(ctx, conn, []reading{
+		{bus.Query{Stream: bus.StreamHistory, Filters: []string{subjects.Sent(id), subjects.Report(any)}}, f.report},
+		{bus.Query{Stream: bus.StreamOutput, Filters: []string{subjects.Output(any, "*")}, Since: f.latest}, f.output},
+	}, f.expire)
+}
+
+// report takes a message of the history.
+func (f *follower) report(m bus.Stored) error {
+	for _, s := range f.ledger.add(m) {
+		if err := f.status(s); err != nil {
+			return err
 		}
-		if n.m.Pending > 0 {
-			return nil // more of the past is to come
-		}
+	}
+	if m.Pending > 0 {
+		return nil // more of the past is to come
+	}
+	f.read = true
+	return f.settle(time.Now())
+}
+
+// output takes a part of what a run wrote.
+func (f *follower) output(m bus.Stored) error {
+	f.latest = m.Time
+	if err := f.chunk(m); err != nil {
+		return err
 	}
 	return f.settle(time.Now())
 }
@@ -181,19 +137,22 @@ func (f *follower) settle(now time.Time) error {
 			return err
 		}
 	}
+	if !f.read {
+		return nil // a rolling send may have further commands
+	}
 	for key := range f.ledger.commands {
 		if !f.final[key] {
 			return nil
 		}
-	}
-	if len(f.ledger.commands) == 0 {
-		return nil
 	}
 	return errFinished
 }
 
 // expire lets time pass.
 func (f *follower) expire(now time.Time) error {
+	if !f.read {
+		return nil
+	}
 	for _, s := range f.ledger.commands {
 		if e := f.ledger.infer(*s, now); e.Inferred && !f.final[s.Key] {
 			f.final[s.Key] = true
@@ -291,7 +250,8 @@ func chunkHeader(m bus.Stored) (offset int64, attempt int, ok bool) {
 }
 
 // Output writes the whole of a stream of a command's last run to w. What the
-// node has not sent yet is waited for, up to DefaultOutputWait for each part.
+// node has not sent yet is waited for, up to DefaultOutputWait for each part;
+// so is a broker that is away.
 func (c *Client) Output(ctx context.Context, s Status, stream string, w io.Writer) error {
 	if s.Result == nil {
 		return nil
@@ -306,12 +266,21 @@ func (c *Client) Output(ctx context.Context, s Status, stream string, w io.Write
 	}
 	st := &streamState{attempt: attempts(&s)}
 	var err error
-	for {
+	var pace backoff
+	for last := time.Now(); ; {
 		before := st.offset
+		pace.begin()
 		err = c.with(ctx, func(conn *bus.Conn) error { return copyOutput(ctx, conn, s.Key, stream, o.Size, st, w) })
-		if st.offset == before || muster.KindOf(err) != muster.Unavailable {
-			break // otherwise what was lost is the connection, and some came: go on there
+		if st.offset > before {
+			last = time.Now()
 		}
+		// What was lost may be the connection only: go on where it was.
+		if muster.KindOf(err) != muster.Unavailable || time.Since(last) >= DefaultOutputWait || !pace.wait(ctx) {
+			break
+		}
+	}
+	if h, ok := errors.AsType[*handlerError](err); ok {
+		return h.err // of w
 	}
 	switch {
 	case st.offset < o.Size && ctx.Err() == nil && muster.KindOf(err) == muster.Unavailable:
@@ -337,7 +306,7 @@ func copyOutput(ctx context.Context, conn *bus.Conn, key muster.Key, stream stri
 			n, err := w.Write(m.Data[st.offset-offset:])
 			st.offset += int64(n)
 			if err != nil {
-				return err
+				return handled(err)
 			}
 		}
 		if st.offset >= size {

@@ -139,14 +139,18 @@ func (l *ledger) infer(s Status, now time.Time) Status {
 // History returns the commands of the chosen sends, oldest first.
 func (c *Client) History(ctx context.Context, q HistoryQuery) ([]Status, error) {
 	var all []Status
-	err := c.with(ctx, func(conn *bus.Conn) error {
-		l := newLedger(conn.Subjects())
-		query := bus.Query{Stream: bus.StreamHistory, Since: q.Since, Filters: historyFilters(conn.Subjects(), q)}
-		err := conn.Read(ctx, query, func(m bus.Stored) error { l.add(m); return nil })
-		all = l.list(q)
+	err := c.with(ctx, func(conn *bus.Conn) (err error) {
+		all, err = history(ctx, conn, q)
 		return err
 	})
 	return all, err
+}
+
+func history(ctx context.Context, conn *bus.Conn, q HistoryQuery) ([]Status, error) {
+	l := newLedger(conn.Subjects())
+	query := bus.Query{Stream: bus.StreamHistory, Since: q.Since, Filters: historyFilters(conn.Subjects(), q)}
+	err := conn.Read(ctx, query, func(m bus.Stored) error { l.add(m); return nil })
+	return l.list(q), err
 }
 
 func historyFilters(s bus.Subjects, q HistoryQuery) []string {
@@ -173,8 +177,21 @@ func (l *ledger) list(q HistoryQuery) []Status {
 func (c *Client) Command(ctx context.Context, k muster.Key) ([]Status, error) {
 	all, err := c.History(ctx, HistoryQuery{ID: k.ID, Node: k.Node})
 	if err == nil && len(all) == 0 {
-		err = muster.Errorf(muster.NotFound, "no command %s is known", k.ID).
-			WithHint("'muster command ls' lists commands, 'muster outbox ls' those that are not sent yet")
+		err = unknownCommand(k.ID)
 	}
 	return all, err
+}
+
+func unknownCommand(id muster.CommandID) error {
+	return muster.Errorf(muster.NotFound, "no command %s is known", id).
+		WithHint("'muster command ls' lists commands, 'muster outbox ls' those that are not sent yet")
+}
+
+// exists returns an error if there is no send of an id.
+func exists(ctx context.Context, conn *bus.Conn, id muster.CommandID) error {
+	all, err := history(ctx, conn, HistoryQuery{ID: id})
+	if err == nil && len(all) == 0 {
+		err = unknownCommand(id)
+	}
+	return err
 }

@@ -1,14 +1,11 @@
 package client
 
 import (
-	"cmp"
 	"context"
 	"crypto/x509"
-	"encoding/json"
 	"fmt"
 	"net"
 	"net/url"
-	"strings"
 	"time"
 
 	"github.com/shirou/gopsutil/v4/disk"
@@ -17,35 +14,6 @@ import (
 	"github.com/musterfleet/muster/internal/bus"
 	"github.com/musterfleet/muster/internal/pki"
 )
-
-// Events calls handle for what happened on nodes, in the order in which the
-// broker stored it. An event can come twice when a node was interrupted.
-func (c *Client) Events(ctx context.Context, query EventQuery, handle func(Event) error) error {
-	if strings.ContainsAny(query.Type, ".*> ") {
-		return muster.Errorf(muster.Invalid, "%q is no type of events", query.Type)
-	}
-	if query.Node != "" {
-		if err := query.Node.Validate(); err != nil {
-			return err
-		}
-	}
-	return c.with(ctx, func(conn *bus.Conn) error {
-		filter := conn.Subjects().Event(cmp.Or(query.Type, "*"), cmp.Or(query.Node, ">"))
-		q := bus.Query{Stream: bus.StreamHistory, Since: query.Since, Filters: []string{filter}}
-		read := conn.Read
-		if query.Follow {
-			read = conn.Follow
-		}
-		return read(ctx, q, func(m bus.Stored) error {
-			kind, node, ok := conn.Subjects().EventOf(m.Subject)
-			var e Event
-			if !ok || json.Unmarshal(m.Data, &e) != nil || e.Node != node || e.Type != kind || e.Time.IsZero() {
-				return nil // the broker checked the subject; what stands there is not what an agent writes
-			}
-			return handle(e)
-		})
-	})
-}
 
 // DeadLetters lists the messages that nodes could not take for commands, of
 // one node or, when node is empty, of all.

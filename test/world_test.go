@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -197,6 +198,7 @@ type probe struct {
 	name       muster.Method
 	idempotent bool
 	hold       chan struct{} // a run waits until it is closed; nil for none
+	write      func(stdout io.Writer)
 	fail       func(attempt int) error
 
 	mu  sync.Mutex // guards ran
@@ -223,6 +225,9 @@ func (p *probe) Invoke(ctx context.Context, in method.Invocation) (method.Outcom
 		case <-ctx.Done():
 			return method.Outcome{}, ctx.Err()
 		}
+	}
+	if p.write != nil {
+		p.write(in.Stdout)
 	}
 	if p.fail != nil {
 		if err := p.fail(in.Attempt); err != nil {

@@ -28,7 +28,7 @@ type Query struct {
 }
 
 func (q Query) config() jetstream.OrderedConsumerConfig {
-	o := jetstream.OrderedConsumerConfig{FilterSubjects: q.Filters, InactiveThreshold: time.Minute}
+	o := jetstream.OrderedConsumerConfig{FilterSubjects: q.Filters, InactiveThreshold: time.Minute, MaxResetAttempts: resetTries}
 	switch {
 	case q.Last:
 		o.DeliverPolicy = jetstream.DeliverLastPerSubjectPolicy
@@ -97,6 +97,10 @@ const readAhead = 8 << 20
 // server gives it to that server, which never answers, once in a few times,
 // until it has noticed the loss.
 const readerTries = 10
+
+// resetTries is how often a consumer is made anew that the broker does not
+// serve any more. Without a bound this goes on when the connection has ended.
+const resetTries = 3
 
 func (c *Conn) reader(ctx context.Context, q Query) (consumer jetstream.Consumer, err error) {
 	for range readerTries {

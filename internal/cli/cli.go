@@ -313,7 +313,7 @@ func (p *program) with(ctx context.Context, f func(ctx context.Context, c SDK) e
 		return err
 	}
 	defer c.Close()
-	return f(ctx, c)
+	return f(ctx, &patient{SDK: c, p: p})
 }
 
 // ask is with for a command that only asks a question or changes one thing:

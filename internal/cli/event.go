@@ -100,24 +100,11 @@ line of JSON.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return p.with(cmd.Context(), func(ctx context.Context, c SDK) error {
-				from := p.now()
+				q := client.EventQuery{Type: kind, Node: muster.NodeName(node), Since: p.now(), Follow: true, Link: p.eventLink()}
 				if since > 0 {
-					from = p.since(since)
+					q.Since = p.since(since)
 				}
-				seen := map[eventKey]bool{}
-				return p.keepFollowing(ctx, from, func(from time.Time) error {
-					return events(ctx, c, client.EventQuery{Type: kind, Node: muster.NodeName(node), Since: from, Follow: true}, func(e client.Event) error {
-						key := eventKey{e.Node, e.Type, e.Time.UnixNano()}
-						if seen[key] {
-							return nil
-						}
-						if len(seen) >= maxSeen {
-							clear(seen)
-						}
-						seen[key] = true
-						return p.printEvent(e)
-					})
-				})
+				return events(ctx, c, q, p.printEvent)
 			})
 		},
 	}
@@ -139,40 +126,17 @@ func (p *program) printEvent(e client.Event) error {
 	return err
 }
 
-// An eventKey tells apart what is read again after the broker was away.
-type eventKey struct {
-	node muster.NodeName
-	kind string
-	time int64
-}
-
-const (
-	maxSeen     = 10_000 // events that are remembered as printed
-	followAgain = 2 * time.Second
-	followBack  = time.Minute // by how much our clock may be ahead of the broker's
-)
-
-// keepFollowing calls follow again after the broker was away, from a little
-// before that. A broker that is away at the start is an error at once.
-func (p *program) keepFollowing(ctx context.Context, from time.Time, follow func(from time.Time) error) error {
-	began := p.now()
-	err := follow(from)
-	if p.now().Sub(began) < followAgain || muster.KindOf(err) != muster.Unavailable || ctx.Err() != nil {
-		return err
-	}
-	for said := false; ; {
-		if !said {
-			p.say("the broker is away; this goes on when it is back")
-			from = p.now().Add(-followBack)
+// eventLink says that the broker went away, and that it is back.
+func (p *program) eventLink() func(client.Link) error {
+	var away time.Time
+	return func(l client.Link) error {
+		if l.Lost {
+			away = l.Since
+			p.say("broker away since %s; events wait at their nodes, and come when it is back", away.Local().Format("15:04:05"))
+		} else {
+			p.say("broker back after %s; nothing was missed", short(l.Since.Sub(away)))
 		}
-		if !sleep(ctx, followAgain) {
-			return ctx.Err()
-		}
-		began = p.now()
-		if err = follow(from); muster.KindOf(err) != muster.Unavailable || ctx.Err() != nil {
-			return err
-		}
-		said = p.now().Sub(began) < followAgain // else it was back for a while
+		return nil
 	}
 }
 

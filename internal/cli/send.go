@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -463,12 +462,14 @@ func (s *sending) rolling(ctx context.Context, r client.Request, nodes []client.
 			if w.id == "" {
 				return err
 			}
-			return errors.Join(s.end(ctx, w, nil, names(nodes), refused), err)
+			s.p.printError(err)
+			return s.end(ctx, w, nil, names(nodes), refused)
 		}
 		nodes = nodes[n:]
+		began := w.id != "" // a batch was stored before
 		r.ID = receipt.ID
 		w.expect(receipt, r, client.Status{Sent: s.p.now()})
-		if receipt.Outbox {
+		if receipt.Outbox && !(began && s.flushed(ctx)) {
 			s.p.say("stopped: a rolling send needs the broker")
 			if err := s.end(ctx, w, nil, names(nodes), refused); err != nil {
 				return err
@@ -495,6 +496,32 @@ func (s *sending) rolling(ctx context.Context, r client.Request, nodes []client.
 		}
 	}
 	return s.end(ctx, w, nil, names(nodes), refused)
+}
+
+// flushAgain is how often the outbox is tried.
+const flushAgain = 2 * time.Second
+
+// flushed waits until the broker is back and has what the outbox keeps.
+func (s *sending) flushed(ctx context.Context) bool {
+	s.p.say("the rolling send goes on when it is back; Ctrl-C ends it here")
+	if s.f.waitFor > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, time.Duration(s.f.waitFor))
+		defer cancel()
+	}
+	began := s.p.now()
+	for sleep(ctx, flushAgain) {
+		_, err := s.c.FlushOutbox(ctx)
+		switch kind := muster.KindOf(err); {
+		case err == nil:
+			s.p.say("broker back after %s", short(s.p.now().Sub(began)))
+			return true
+		case kind != muster.Unavailable && kind != muster.Interrupted && ctx.Err() == nil:
+			s.p.printError(err)
+			return false
+		}
+	}
+	return false
 }
 
 // sleep reports whether the pause came to its end.

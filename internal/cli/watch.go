@@ -8,6 +8,7 @@ import (
 	"io"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/musterfleet/muster"
 	"github.com/musterfleet/muster/client"
@@ -26,6 +27,8 @@ type watch struct {
 	pad    int                       // width of the widest node name
 	total  int
 	drawn  bool // a progress line is on the terminal
+	away   bool // the broker is
+	since  time.Time
 }
 
 type streamKey struct {
@@ -114,6 +117,8 @@ func (w *watch) until(ctx context.Context, nodes []muster.NodeName) error {
 
 func (w *watch) update(ctx context.Context, u client.Update) error {
 	switch {
+	case u.Link != nil:
+		w.link(*u.Link)
 	case u.Chunk != nil:
 		w.chunk(*u.Chunk)
 	case u.Status != nil:
@@ -138,6 +143,21 @@ func (w *watch) update(ctx context.Context, u client.Update) error {
 	}
 	w.progress()
 	return nil
+}
+
+// link says that the broker went away, or is back.
+func (w *watch) link(l client.Link) {
+	w.clear()
+	if l.Lost == w.away {
+		return
+	}
+	if w.away = l.Lost; !l.Lost {
+		w.p.say("broker back after %s; nothing was missed", short(l.Since.Sub(w.since)))
+		return
+	}
+	w.since = l.Since
+	w.p.say("broker away since %s; nodes go on with what they have, and this goes on when it is back; Ctrl-C ends only the watching of %s",
+		l.Since.Local().Format("15:04:05"), w.id)
 }
 
 func (w *watch) stream(node muster.NodeName, name string) *shown {
@@ -263,6 +283,9 @@ func (w *watch) progress() {
 		}
 	}
 	text := fmt.Sprintf("%d/%d", final, w.total)
+	if w.away {
+		text = "broker away  " + text
+	}
 	for _, s := range muster.States() {
 		if count[s] > 0 {
 			text += fmt.Sprintf("  %s %d", s, count[s])

@@ -1,0 +1,135 @@
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/musterfleet/muster"
+	"github.com/musterfleet/muster/client"
+)
+
+// leaving is a broker that is away for a while when something is followed.
+type leaving struct{ fakeSDK }
+
+func (f *leaving) Follow(ctx context.Context, id muster.CommandID, handle func(client.Update) error) error {
+	for _, l := range []client.Link{{Lost: true, Since: noon}, {Since: noon.Add(time.Minute)}} {
+		if err := handle(client.Update{Link: &l}); err != nil {
+			return err
+		}
+	}
+	return f.fakeSDK.Follow(ctx, id, handle)
+}
+
+const awayLines = "; nodes go on with what they have, and this goes on when it is back; Ctrl-C ends only the watching of S1\n" +
+	"broker back after 1m; nothing was missed\n"
+
+func TestRunSaysThatTheBrokerIsAway(t *testing.T) {
+	f := &leaving{fakeSDK{nodes: two(true), outcome: map[muster.NodeName]client.Status{"a": endedAs(muster.Done, 0, "x"), "bb": endedAs(muster.Done, 0, "y")}}}
+	for _, args := range [][]string{{"run", "-t", "all", "-o", "json", "--", "x"}, {"send", "shell.run", "-t", "all", "--wait", "-o", "json", "--", "x"}} {
+		code, out, errs := tryWith(t.Context(), f, args...)
+		if want := "broker away since " + noon.Local().Format("15:04:05") + awayLines; code != ExitOK || errs != want {
+			t.Errorf("%s: got exit code %d and %q, want %q", args[0], code, errs, want)
+		}
+		if !json.Valid([]byte(out)) {
+			t.Errorf("%s: stdout is no JSON: %q", args[0], out)
+		}
+	}
+}
+
+// On a terminal the lines replace the progress, which says it too.
+func TestProgressSaysThatTheBrokerIsAway(t *testing.T) {
+	var errs strings.Builder
+	p := &program{stdout: &errs, stderr: &errs, errTerm: terminal{is: true, width: 80}}
+	w := p.watch(nil, true)
+	w.expect(client.Receipt{ID: "S1", Nodes: []muster.NodeName{"a"}}, client.Request{}, client.Status{})
+	for _, l := range []client.Link{{Lost: true, Since: noon}, {Since: noon.Add(time.Minute)}} {
+		if err := w.update(t.Context(), client.Update{Link: &l}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want := "broker away since " + noon.Local().Format("15:04:05") + strings.Replace(awayLines, "\n", "\nbroker away  0/1  queued 1\r\x1b[K", 1) + "0/1  queued 1"
+	if got := errs.String(); got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+// slow is a broker that answers after a while.
+type slow struct{ fakeSDK }
+
+func (f *slow) Select(ctx context.Context, expr string) ([]client.Node, error) {
+	time.Sleep(3 * time.Second)
+	return f.fakeSDK.Select(ctx, expr)
+}
+
+func (f *slow) Send(ctx context.Context, r client.Request) (client.Receipt, error) {
+	time.Sleep(3 * time.Second)
+	return f.fakeSDK.Send(ctx, r)
+}
+
+// Nobody is left without a word for more than a second, and a broker that
+// answers sooner causes none.
+func TestSlowBrokerIsSaid(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := fakeSDK{nodes: two(true)}
+		_, out, errs := tryWith(t.Context(), &slow{f}, "send", "echo", "hello", "-t", "all")
+		want := "waiting for the broker, and for nodes to answer ...\nwaiting for the broker to store the commands ...\n"
+		if out != "S1\n" || !strings.HasPrefix(errs, want) {
+			t.Errorf("got %q and %q, want it to begin with %q", out, errs, want)
+		}
+		if _, _, errs := tryWith(t.Context(), &f, "send", "echo", "hello", "-t", "all"); strings.Contains(errs, "waiting") {
+			t.Errorf("a fast broker: %q", errs)
+		}
+	})
+}
+
+// away is a broker that goes away after the first batch, and is back later.
+type away struct {
+	fakeSDK
+	flushes int
+}
+
+func (f *away) Send(ctx context.Context, r client.Request) (client.Receipt, error) {
+	receipt, err := f.fakeSDK.Send(ctx, r)
+	receipt.Outbox = len(f.sent) == 2
+	return receipt, err
+}
+
+func (f *away) FlushOutbox(context.Context) (int, error) {
+	if f.flushes++; f.flushes < 3 {
+		return 0, muster.Errorf(muster.Unavailable, "no broker answers")
+	}
+	return 1, nil
+}
+
+func TestRollingWaitsForTheBroker(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		done := endedAs(muster.Done, 0, "")
+		f := &away{fakeSDK: fakeSDK{nodes: two(true), outcome: map[muster.NodeName]client.Status{"a": done, "bb": done}}}
+		code, _, errs := tryWith(t.Context(), f, "run", "-t", "all", "--batch", "1", "--", "x")
+		if code != ExitOK || len(f.sent) != 2 || f.flushes != 3 || !strings.Contains(errs, "the rolling send goes on when it is back") {
+			t.Errorf("got exit code %d, %d sends, %d flushes and %q", code, len(f.sent), f.flushes, errs)
+		}
+	})
+}
+
+// full is a broker that takes only the first batch.
+type full struct{ fakeSDK }
+
+func (f *full) Send(ctx context.Context, r client.Request) (client.Receipt, error) {
+	if len(f.sent) > 0 {
+		return client.Receipt{}, muster.Errorf(muster.Full, "the broker has no room")
+	}
+	return f.fakeSDK.Send(ctx, r)
+}
+
+func TestRollingSaysWhyItStops(t *testing.T) {
+	f := &full{fakeSDK{nodes: two(true), outcome: map[muster.NodeName]client.Status{"a": endedAs(muster.Done, 0, "")}}}
+	code, _, errs := tryWith(t.Context(), f, "run", "-t", "all", "--batch", "1", "--", "x")
+	if code != ExitFailed || !strings.Contains(errs, "error: the broker has no room") || !strings.Contains(errs, "not sent") {
+		t.Errorf("got exit code %d and %q", code, errs)
+	}
+}
