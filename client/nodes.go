@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/musterfleet/muster"
@@ -49,30 +50,53 @@ func mailbox(ctx context.Context, conn *bus.Conn, node muster.NodeName) (string,
 	return cmp.Or(m.Mailbox, bus.OpenMailbox), err
 }
 
-// Bounds of the wait for answers to a ping: some round trips of the slowest
-// node that is expected to answer.
+// How long an answer to a ping is waited for: a moment, and some round trips
+// between here, the broker and the node, as last measured. More of them for a
+// node whose heartbeats are on time, since a link that loses packets repeats
+// them ever later; few for one that is overdue, and has probably gone. Whoever
+// was silent for longer is not waited for.
 const (
-	pingWait  = 250 * time.Millisecond
-	pingTrips = 4
-	pingMost  = 5 * time.Second
-	// aliveFor is how recent a sign of life must be for an answer to be
-	// expected: some heartbeats.
-	aliveFor = 45 * time.Second
+	pingWait     = 250 * time.Millisecond
+	pingMost     = 5 * time.Second
+	freshFor     = 25 * time.Second // a heartbeat, and what a slow link adds
+	freshTrips   = 8
+	overdueFor   = 45 * time.Second
+	overdueTrips = 2
 )
+
+// presence is what a node's last heartbeat says.
+type presence struct {
+	age     time.Duration // by our clock and the broker's
+	rtt     time.Duration // between node and broker
+	leaving bool
+}
+
+// expected reports whether there should be an answer.
+func (p presence) expected() bool { return !p.leaving && p.age < overdueFor }
+
+// patience is how long an answer is waited for, when it takes the time here to
+// the broker and back.
+func (p presence) patience(here time.Duration) time.Duration {
+	trips := time.Duration(overdueTrips)
+	if p.expected() && p.age < freshFor {
+		trips = freshTrips
+	}
+	return min(pingWait+trips*(here+p.rtt), pingMost)
+}
 
 // Nodes lists the fleet, sorted by name, and asks who is there now.
 func (c *Client) Nodes(ctx context.Context) ([]Node, error) {
 	var all []Node
 	err := c.with(ctx, func(conn *bus.Conn) error {
-		nodes, err := inventory(ctx, conn)
+		s, err := look(ctx, conn)
 		if err != nil {
 			return err
 		}
-		if err := ping(ctx, conn, nodes); err != nil {
+		if err := s.ping(ctx, conn); err != nil {
 			return err
 		}
 		all = all[:0]
-		for _, n := range nodes {
+		for _, n := range s.nodes {
 			all = append(all, *n)
 		}
 		slices.SortFunc(all, func(a, b Node) int { return cmp.Compare(a.Name, b.Name) })
@@ -81,97 +105,165 @@ func (c *Client) Nodes(ctx context.Context) ([]Node, error) {
 	return all, err
 }
 
-// inventory joins what nodes and operators have stored.
-func inventory(ctx context.Context, conn *bus.Conn) (map[muster.NodeName]*Node, error) {
-	nodes := make(map[muster.NodeName]*Node)
-	get := func(name muster.NodeName) *Node {
-		if nodes[name] == nil {
-			nodes[name] = &Node{Name: name}
-		}
-		return nodes[name]
+// A survey is the fleet as it is stored, and what is needed to ask it.
+type survey struct {
+	nodes map[muster.NodeName]*Node
+	beats map[muster.NodeName]presence
+	rtt   time.Duration // to the broker
+}
+
+// look reads all that is stored of nodes at once: on a slow link each question
+// takes its time.
+func look(ctx context.Context, conn *bus.Conn) (*survey, error) {
+	s := &survey{make(map[muster.NodeName]*Node), make(map[muster.NodeName]presence), 0}
+	var hellos, members, beats []func() // applied in this order, by this goroutine
+	errs := make([]error, 4)
+	var wg sync.WaitGroup
+	wg.Go(func() { hellos, errs[0] = s.hellos(ctx, conn) })
+	wg.Go(func() { members, errs[1] = s.members(ctx, conn) })
+	wg.Go(func() { beats, errs[2] = s.heartbeats(ctx, conn) })
+	wg.Go(func() { s.rtt, errs[3] = conn.RTT() })
+	wg.Wait()
+	if err := cmp.Or(errs...); err != nil {
+		return nil, err
 	}
-	s := conn.Subjects()
-	err := lastValues(ctx, conn, bus.StreamNodes, s.Node(bus.AnyMailbox, ">"), func(m bus.Stored, h muster.Hello) {
-		name, ok := s.NodeOf(m.Subject, "node")
+	for _, apply := range slices.Concat(hellos, members, beats) {
+		apply()
+	}
+	return s, nil
+}
+
+// node returns the node of a name, which is new at its first record.
+func (s *survey) node(name muster.NodeName) *Node {
+	if s.nodes[name] == nil {
+		s.nodes[name] = &Node{Name: name}
+	}
+	return s.nodes[name]
+}
+
+// hellos reads what nodes say of themselves.
+func (s *survey) hellos(ctx context.Context, conn *bus.Conn) (apply []func(), err error) {
+	subjects := conn.Subjects()
+	err = lastValues(ctx, conn, bus.StreamNodes, subjects.Node(bus.AnyMailbox, ">"), func(m bus.Stored, h muster.Hello) {
+		name, ok := subjects.NodeOf(m.Subject, "node")
 		if !ok || name.Validate() != nil || h.Node != name {
 			return // not what an agent writes
 		}
-		n := get(name)
-		n.LastSeen, n.Version, n.Instance, n.Started = m.Time, h.Version, h.Instance, h.Started
-		n.Facts, n.Methods, n.Problems = h.Facts, h.Methods, h.Problems
+		apply = append(apply, func() {
+			n := s.node(name)
+			n.LastSeen, n.Version, n.Instance, n.Started = m.Time, h.Version, h.Instance, h.Started
+			n.Facts, n.Methods, n.Problems = h.Facts, h.Methods, h.Problems
+		})
 	})
-	if err != nil {
-		return nil, err
-	}
+	return apply, err
+}
+
+// members reads what operators say of nodes.
+func (s *survey) members(ctx context.Context, conn *bus.Conn) (apply []func(), err error) {
 	err = conn.Records(ctx, keyNode(">"), false, func(m bus.Stored) error {
 		var rec membership
 		name := muster.NodeName(strings.TrimPrefix(m.Subject, keyNode("")))
 		if name.Validate() == nil && json.Unmarshal(m.Data, &rec) == nil {
-			n := get(name)
-			n.Labels, n.Invited = rec.Labels, rec.Invited
+			apply = append(apply, func() {
+				n := s.node(name)
+				n.Labels, n.Invited = rec.Labels, rec.Invited
+			})
 		}
 		return nil
 	})
-	if err != nil {
-		return nil, err
-	}
-	err = heartbeats(ctx, conn, nodes)
-	return nodes, err
+	return apply, err
 }
 
-// heartbeats adds the last sign of life of each node. They are kept in memory:
+// heartbeats reads the last sign of life of each node. They are kept in memory:
 // after a start of the broker there are none, and for a moment no stream.
-func heartbeats(ctx context.Context, conn *bus.Conn, nodes map[muster.NodeName]*Node) error {
-	s := conn.Subjects()
-	err := lastValues(ctx, conn, bus.StreamAlive, s.Alive(bus.AnyMailbox, ">"), func(m bus.Stored, b muster.Beat) {
-		name, ok := s.NodeOf(m.Subject, "alive")
-		if n := nodes[name]; ok && n != nil && b.Node == name {
-			n.LastSeen = m.Time
-			n.Queue, n.Running, n.Revoked = b.Queue, b.Running, b.Revoked
-			n.Online = !b.Leaving && time.Since(m.Time) < aliveFor
-			n.RTT = time.Duration(max(min(b.RTT, 60_000), 0) * float64(time.Millisecond))
+func (s *survey) heartbeats(ctx context.Context, conn *bus.Conn) (apply []func(), err error) {
+	subjects := conn.Subjects()
+	err = lastValues(ctx, conn, bus.StreamAlive, subjects.Alive(bus.AnyMailbox, ">"), func(m bus.Stored, b muster.Beat) {
+		name, ok := subjects.NodeOf(m.Subject, "alive")
+		if !ok || b.Node != name {
+			return
 		}
+		apply = append(apply, func() {
+			n := s.nodes[name]
+			if n == nil {
+				return
+			}
+			n.LastSeen, n.Queue, n.Running, n.Revoked = m.Time, b.Queue, b.Running, b.Revoked
+			s.beats[name] = presence{
+				age: time.Since(m.Time), leaving: b.Leaving,
+				rtt: time.Duration(max(min(b.RTT, 60_000), 0) * float64(time.Millisecond)),
+			}
+		})
 	})
 	if muster.KindOf(err) == muster.NotFound {
-		return nil
+		return nil, nil
 	}
-	return err
+	return apply, err
 }
 
-// ping asks who is there now. It waits for those of whom there was a recent
-// sign of life, and not for the others.
-func ping(ctx context.Context, conn *bus.Conn, nodes map[muster.NodeName]*Node) error {
-	expected, wait := 0, pingWait
-	for _, n := range nodes {
-		if n.Online {
-			expected++
-			wait = max(wait, pingWait+pingTrips*n.RTT)
-		}
-		n.Online, n.RTT = false, 0
-	}
-	if len(nodes) == 0 {
+// ping asks who is there now.
+func (s *survey) ping(ctx context.Context, conn *bus.Conn) error {
+	if len(s.nodes) == 0 {
 		return nil
 	}
-	wait = min(wait, pingMost)
-	ctx, cancel := context.WithTimeout(ctx, wait)
-	defer cancel()
+	asking, stop := context.WithCancel(ctx)
+	defer stop()
+	// Without recent heartbeats, which clocks that differ make old, each node
+	// may be there.
+	wait, known := s.left()
+	if !known {
+		wait = s.longest()
+	}
 	asked := time.Now()
-	s, question := conn.Subjects(), rand.Text()
-	return conn.AskAll(ctx, s.Ping(), []byte(question), s.Alive(bus.AnyMailbox, ">"), func(data []byte) bool {
+	over := time.AfterFunc(wait, stop)
+	defer over.Stop()
+	subjects, question := conn.Subjects(), rand.Text()
+	err := conn.AskAll(asking, subjects.Ping(), []byte(question), subjects.Alive(bus.AnyMailbox, ">"), func(data []byte) bool {
 		var b muster.Beat
 		if json.Unmarshal(data, &b) != nil || b.Ping != question {
 			return true
 		}
-		if n := nodes[b.Node]; n != nil && !n.Online {
-			now := time.Now()
-			n.Online, n.LastSeen, n.Queue, n.Running, n.Instance = true, now, b.Queue, b.Running, b.Instance
-			n.Revoked = b.Revoked
-			n.RTT = now.Sub(asked)
-			n.ClockOff = b.Time.Sub(asked.Add(n.RTT / 2))
-			expected--
+		n := s.nodes[b.Node]
+		if n == nil || n.Online {
+			return true
 		}
-		return expected != 0
+		now := time.Now()
+		n.Online, n.LastSeen, n.Queue, n.Running, n.Instance = true, now, b.Queue, b.Running, b.Instance
+		n.RTT, n.Revoked = now.Sub(asked), b.Revoked
+		n.ClockOff = b.Time.Sub(asked.Add(n.RTT / 2))
+		if !known {
+			return true
+		}
+		left, more := s.left()
+		if more {
+			over.Reset(left - n.RTT)
+		}
+		return more
 	})
+	if asking.Err() != nil && ctx.Err() == nil {
+		return nil // the time is up: who has not answered is away
+	}
+	return err
+}
+
+// longest is how long answers are waited for when none is expected.
+func (s *survey) longest() time.Duration {
+	longest := presence{leaving: true}.patience(s.rtt)
+	for _, p := range s.beats {
+		longest = max(longest, p.patience(s.rtt))
+	}
+	return longest
+}
+
+// left is how long from the question on those are waited for who are expected
+// to answer and have not, and whether there are any.
+func (s *survey) left() (longest time.Duration, more bool) {
+	for name, p := range s.beats {
+		if p.expected() && !s.nodes[name].Online {
+			longest, more = max(longest, p.patience(s.rtt)), true
+		}
+	}
+	return longest, more
 }
 
 // Select returns the nodes that an expression matches, sorted by name. No match

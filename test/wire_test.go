@@ -23,6 +23,7 @@ type wire struct {
 	w     *world
 	wg    sync.WaitGroup
 	delay time.Duration // each way
+	loses int           // of so many parcels one has to be sent again, 800 ms later; 0 for none
 
 	mu   sync.Mutex // guards open
 	open chan struct{}
@@ -76,11 +77,15 @@ func (l *wire) carry(to, from net.Conn) {
 		}
 	})
 	defer close(parcels)
-	for {
+	for i := 1; ; i++ {
 		b := make([]byte, 32<<10)
 		n, err := from.Read(b)
 		if n > 0 {
-			parcels <- parcel{b[:n], time.Now().Add(l.delay)}
+			due := time.Now().Add(l.delay)
+			if l.loses > 0 && i%l.loses == 0 {
+				due = due.Add(800 * time.Millisecond)
+			}
+			parcels <- parcel{b[:n], due}
 		}
 		if err != nil {
 			return
@@ -250,4 +255,70 @@ func TestEventsOutliveTheBroker(t *testing.T) {
 			})
 		})
 	}
+}
+
+// present asks who is there, and returns their names and how long the answer
+// took.
+func present(t *testing.T, c *client.Client) (names []muster.NodeName, took time.Duration) {
+	t.Helper()
+	began := time.Now()
+	nodes, err := c.Nodes(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range nodes {
+		if n.Online {
+			names = append(names, n.Name)
+		}
+	}
+	return names, time.Since(began)
+}
+
+// Nodes that are there are not called away because the way to them is slow and
+// loses packets, be it theirs or the client's.
+func TestSlowLinksAreWaitedFor(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		w := newWorld(t)
+		satellite := w.newWire(300 * time.Millisecond)
+		satellite.loses = 10
+		w.node("near")
+		w.nodeOver(satellite, "ship")
+		time.Sleep(time.Minute)
+		want := []muster.NodeName{"near", "ship"}
+		for name, c := range map[string]*client.Client{"near": w.client, "far": w.over(satellite)} {
+			for range 20 {
+				if got, took := present(t, c); !slices.Equal(got, want) {
+					t.Errorf("client %s: after %s %v are online, want %v", name, took, got, want)
+				}
+				time.Sleep(time.Second)
+			}
+		}
+	})
+}
+
+// A node that has just died is waited for as long as its own link asks for, the
+// shorter the more its heartbeats are overdue, and then not at all.
+func TestDeadNodesAreHardlyWaitedFor(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.node("a")
+		n := w.node("b")
+		ship := w.nodeOver(w.newWire(300*time.Millisecond), "ship")
+		time.Sleep(2 * time.Minute)
+		check := func(when string, most time.Duration, want ...muster.NodeName) {
+			t.Helper()
+			if got, took := present(t, w.client); took > most || !slices.Equal(got, want) {
+				t.Errorf("%s: after %s %v are online, want %v within %s", when, took, got, want, most)
+			}
+		}
+		check("all are there", 700*time.Millisecond, "a", "b", "ship")
+		n.link.setCut(true)
+		check("one is gone", 700*time.Millisecond, "a", "ship")
+		ship.link.setCut(true)
+		check("both are gone", 5*time.Second+50*time.Millisecond, "a")
+		time.Sleep(26 * time.Second)
+		check("both are overdue", 1500*time.Millisecond, "a")
+		time.Sleep(25 * time.Second)
+		check("both are long gone", 50*time.Millisecond, "a")
+	})
 }

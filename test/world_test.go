@@ -161,6 +161,7 @@ func (w *world) InProcessConn() (net.Conn, error) {
 // A link is a wire to the broker that a test can cut.
 type link struct {
 	w     *world
+	over  *wire      // what it goes over; nil for no detour
 	mu    sync.Mutex // guards the fields below
 	cut   bool
 	conns []net.Conn
@@ -174,7 +175,11 @@ func (l *link) InProcessConn() (net.Conn, error) {
 	if l.cut {
 		return nil, errors.New("the link is cut")
 	}
-	c, err := l.w.InProcessConn()
+	connect := l.w.InProcessConn
+	if l.over != nil {
+		connect = l.over.InProcessConn
+	}
+	c, err := connect()
 	if err == nil {
 		l.conns = append(l.conns, c)
 	}
@@ -257,11 +262,17 @@ type node struct {
 
 func (w *world) node(name muster.NodeName, probes ...*probe) *node {
 	w.t.Helper()
+	return w.nodeOver(nil, name, probes...)
+}
+
+// nodeOver is a node whose link goes over a wire.
+func (w *world) nodeOver(over *wire, name muster.NodeName, probes ...*probe) *node {
+	w.t.Helper()
 	all, err := aaa.ParsePolicy("policy", []byte("rules: [{effect: allow, methods: ['*']}]"))
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	n := &node{w: w, name: name, link: w.newLink(), policy: all, probes: probes, repause: make(chan struct{}, 1)}
+	n := &node{w: w, name: name, link: &link{w: w, over: over}, policy: all, probes: probes, repause: make(chan struct{}, 1)}
 	n.start()
 	w.t.Cleanup(func() { n.stop() })
 	return n
