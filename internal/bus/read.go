@@ -61,7 +61,7 @@ func (c *Conn) read(ctx context.Context, q Query, follow bool, handle func(Store
 	if info.NumPending == 0 && !follow {
 		return nil
 	}
-	messages, err := consumer.Messages(jetstream.PullMaxBytes(readAhead))
+	messages, err := consumer.Messages(jetstream.PullMaxBytes(readAhead), jetstream.PullExpiry(2*readerBeat), jetstream.PullHeartbeat(readerBeat))
 	if err != nil {
 		return natsError(err, "read stream "+q.Stream)
 	}
@@ -97,6 +97,11 @@ const readAhead = 8 << 20
 // server gives it to that server, which never answers, once in a few times,
 // until it has noticed the loss.
 const readerTries = 10
+
+// readerBeat is how often the broker says that there is nothing to read. After
+// two that are missing the consumer is made anew, which nothing interrupts for
+// half a minute: by then, whoever watches over the connection has closed it.
+const readerBeat = 20 * time.Second
 
 // resetTries is how often a consumer is made anew that the broker does not
 // serve any more. Without a bound this goes on when the connection has ended.
