@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/musterfleet/muster"
@@ -177,13 +178,13 @@ func (l *ledger) list(q HistoryQuery) []Status {
 func (c *Client) Command(ctx context.Context, k muster.Key) ([]Status, error) {
 	all, err := c.History(ctx, HistoryQuery{ID: k.ID, Node: k.Node})
 	if err == nil && len(all) == 0 {
-		err = unknownCommand(k.ID)
+		err = unknownCommand(k)
 	}
 	return all, err
 }
 
-func unknownCommand(id muster.CommandID) error {
-	return muster.Errorf(muster.NotFound, "no command %s is known", id).
+func unknownCommand(k muster.Key) error {
+	return muster.Errorf(muster.NotFound, "no command %s is known", strings.TrimSuffix(k.String(), "@")).
 		WithHint("'muster command ls' lists commands, 'muster outbox ls' those that are not sent yet")
 }
 
@@ -191,7 +192,7 @@ func unknownCommand(id muster.CommandID) error {
 func exists(ctx context.Context, conn *bus.Conn, id muster.CommandID) error {
 	all, err := history(ctx, conn, HistoryQuery{ID: id})
 	if err == nil && len(all) == 0 {
-		err = unknownCommand(id)
+		err = unknownCommand(muster.Key{ID: id})
 	}
 	return err
 }

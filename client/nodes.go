@@ -201,6 +201,33 @@ func (s *survey) heartbeats(ctx context.Context, conn *bus.Conn) (apply []func()
 	return apply, err
 }
 
+// Away returns those of the nodes that take their leave or whose heartbeats do
+// not come, and when each was last heard of, by the broker's clock; zero where
+// that is not known. Nobody is asked, so that it takes the network little.
+func (c *Client) Away(ctx context.Context, nodes []muster.NodeName) (map[muster.NodeName]time.Time, error) {
+	away := make(map[muster.NodeName]time.Time, len(nodes))
+	err := c.with(ctx, func(conn *bus.Conn) error {
+		s := &survey{nodes: make(map[muster.NodeName]*Node), beats: make(map[muster.NodeName]presence)}
+		for _, name := range nodes {
+			s.node(name)
+		}
+		beats, err := s.heartbeats(ctx, conn)
+		if err != nil {
+			return err
+		}
+		for _, apply := range beats {
+			apply()
+		}
+		for name, n := range s.nodes {
+			if p, heard := s.beats[name]; !heard || !p.expected() {
+				away[name] = n.LastSeen
+			}
+		}
+		return nil
+	})
+	return away, err
+}
+
 // ping asks who is there now.
 func (s *survey) ping(ctx context.Context, conn *bus.Conn) error {
 	if len(s.nodes) == 0 {

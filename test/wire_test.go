@@ -320,5 +320,9 @@ func TestDeadNodesAreHardlyWaitedFor(t *testing.T) {
 		check("both are overdue", 1500*time.Millisecond, "a")
 		time.Sleep(25 * time.Second)
 		check("both are long gone", 50*time.Millisecond, "a")
+		away, err := w.client.Away(t.Context(), []muster.NodeName{"a", "b", "never"})
+		if err != nil || len(away) != 2 || away["b"].IsZero() || !away["never"].IsZero() {
+			t.Errorf("away: got %v, %v; want b with a time, and never without", away, err)
+		}
 	})
 }
