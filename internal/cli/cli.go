@@ -291,9 +291,9 @@ func (p *program) logger() *slog.Logger {
 	return slog.New(slog.NewTextHandler(p.stderr, &slog.HandlerOptions{Level: level}))
 }
 
-// say writes a line for a person to stderr.
+// say writes a line for a person to stderr, broken where the terminal ends.
 func (p *program) say(format string, args ...any) {
-	fmt.Fprintf(p.stderr, format+"\n", args...)
+	fmt.Fprintln(p.stderr, wrap(fmt.Sprintf(format, args...), p.errTerm.width, wrapIndent))
 }
 
 // patience bounds a question to the broker. The SDK itself would wait for as

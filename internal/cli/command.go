@@ -169,12 +169,17 @@ func (p *program) commandText(ctx context.Context, c SDK, s client.Status) error
 	w := p.stdout
 	field := func(name, value string) {
 		if value != "" {
-			fmt.Fprintf(w, "%-9s %s\n", name, clean(value))
+			fmt.Fprintln(w, wrap(fmt.Sprintf("%-9s %s", name, clean(value)), p.outTerm.width, 10))
+		}
+	}
+	data := func(name string, value []byte) { // to be copied, and so in one piece
+		if len(value) > 0 {
+			fmt.Fprintf(w, "%-9s %s\n", name, clean(string(value)))
 		}
 	}
 	field("command", muster.Key{ID: s.ID, Node: s.Node}.String())
 	field("method", string(s.Method))
-	field("input", string(s.Input))
+	data("input", s.Input)
 	field("caller", callerText(s))
 	state := stateCell(s.State)
 	fmt.Fprintf(w, "%-9s %s\n", "state", p.outTerm.paint(state.color, state.text))
@@ -190,15 +195,13 @@ func (p *program) commandText(ctx context.Context, c SDK, s client.Status) error
 		if t.Reason != "" {
 			line += "  " + clean(t.Reason)
 		}
-		fmt.Fprintln(w, strings.TrimRight(line, " "))
+		fmt.Fprintln(w, wrap(strings.TrimRight(line, " "), p.outTerm.width, 4))
 	}
 	r := s.Result
 	if r == nil {
 		return nil
 	}
-	if len(r.Output) > 0 {
-		field("output", string(r.Output))
-	}
+	data("output", r.Output)
 	if r.Error != nil {
 		field("error", r.Error.Message)
 		field("hint", r.Error.Hint)

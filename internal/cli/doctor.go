@@ -39,6 +39,7 @@ do. The exit code is 1 when one fails.`,
 			}
 			err = list(p, health.Checks, func() *table {
 				t := newTable("CHECK", "RESULT", "MESSAGE", "WHAT TO DO")
+				t.wraps = true // what to do must not be cut
 				for _, f := range health.Checks {
 					t.row(f.Name, cell{f.Level, levelColor(f.Level)}, f.Message, f.Hint)
 				}

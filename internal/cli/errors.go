@@ -104,7 +104,7 @@ func (p *program) printError(err error) {
 	p.say("%s %s", p.errTerm.paint(red, "error:"), clean(message(err)))
 	if e, ok := errors.AsType[*filter.SyntaxError](err); ok {
 		for line := range strings.SplitSeq(strings.TrimRight(e.Caret(), "\n"), "\n") {
-			p.say("  %s", line)
+			fmt.Fprintf(p.stderr, "  %s\n", line) // columns matter
 		}
 	}
 	if hint := hintOf(err); hint != "" {

@@ -94,7 +94,8 @@ func (p *program) eventFollow() *cobra.Command {
 		Use:   "follow",
 		Short: "Print events when they happen",
 		Long: `Print events when they happen, until Ctrl-C. With -o json and jsonl each is one
-line of JSON.`,
+line of JSON. When the broker goes away, lines on stderr say so and when it is
+back; events are printed once, and none is left out.`,
 		Example: `  muster event follow
   muster event follow --since 1h -o jsonl`,
 		Args: cobra.NoArgs,
@@ -103,6 +104,11 @@ line of JSON.`,
 				q := client.EventQuery{Type: kind, Node: muster.NodeName(node), Since: p.now(), Follow: true, Link: p.eventLink()}
 				if since > 0 {
 					q.Since = p.since(since)
+				}
+				// Asked first, so that a broker that is away is an error at once.
+				now := client.EventQuery{Type: kind, Since: p.now()}
+				if err := c.Events(ctx, now, func(client.Event) error { return nil }); err != nil {
+					return err
 				}
 				return events(ctx, c, q, p.printEvent)
 			})

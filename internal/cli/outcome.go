@@ -196,6 +196,7 @@ func (p *program) commandTable(all []client.Status) *table {
 // it where that is short.
 func summaryTable(all []client.Status, notSent []muster.NodeName, output bool) *table {
 	t := newTable("NODE", "STATE", "EXIT", "TIME", "REASON")
+	t.wraps = true
 	for _, s := range all {
 		t.row(s.Node, stateCell(s.State), exitText(s), took(s), reason(s))
 		if output && s.Result != nil {

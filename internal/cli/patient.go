@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"io"
 	"time"
 
 	"github.com/musterfleet/muster"
@@ -77,6 +78,45 @@ func (s *patient) DeadLetters(ctx context.Context, node muster.NodeName) ([]clie
 func (s *patient) FlushOutbox(ctx context.Context) (int, error) {
 	return during(s, theBroker, func() (int, error) { return s.SDK.FlushOutbox(ctx) })
 }
+
+func (s *patient) DeadLetterCount(ctx context.Context) (uint64, error) {
+	return during(s, theBroker, func() (uint64, error) { return s.SDK.DeadLetterCount(ctx) })
+}
+
+// Events that are followed need not come at all, and are not waited for.
+func (s *patient) Events(ctx context.Context, q client.EventQuery, handle func(client.Event) error) error {
+	if q.Follow {
+		return s.SDK.Events(ctx, q, handle)
+	}
+	return s.change(func() error { return s.SDK.Events(ctx, q, handle) })
+}
+
+// Output says that nothing comes.
+func (s *patient) Output(ctx context.Context, status client.Status, stream string, w io.Writer) error {
+	told := make(chan struct{})
+	notice := time.AfterFunc(noticeAfter, func() {
+		defer close(told)
+		s.p.say("waiting for %s of %s ...", stream, muster.Key{ID: status.ID, Node: status.Node})
+	})
+	coming := writerFunc(func(b []byte) (int, error) {
+		if !notice.Stop() {
+			return w.Write(b) // it was said
+		}
+		n, err := w.Write(b)
+		notice.Reset(noticeAfter)
+		return n, err
+	})
+	err := s.SDK.Output(ctx, status, stream, coming)
+	if !notice.Stop() {
+		<-told
+	}
+	return err
+}
+
+// A writerFunc is a function that is a writer.
+type writerFunc func([]byte) (int, error)
+
+func (f writerFunc) Write(b []byte) (int, error) { return f(b) }
 
 func (s *patient) Cancel(ctx context.Context, id muster.CommandID, nodes []muster.NodeName, reason string) error {
 	return s.change(func() error { return s.SDK.Cancel(ctx, id, nodes, reason) })

@@ -29,6 +29,8 @@ The program is started without a shell; --shell SCRIPT runs a script with
 Nodes that are away are not waited for: they run the command when they come
 back before the deadline, and the exit code is 5 until then. --wait-all waits
 for them, --wait-for bounds the wait. Ctrl-C ends the wait, not the commands.
+When the broker, or a node that is waited for, goes away meanwhile, a line on
+stderr says so, and another one that it is back; nothing is missed by that.
 
 With -o json, jsonl or yaml the outcome of each node with its whole output is
 printed instead.`,

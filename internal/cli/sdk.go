@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"io"
+	"time"
 
 	"github.com/musterfleet/muster"
 	"github.com/musterfleet/muster/client"
@@ -13,6 +14,7 @@ import (
 type SDK interface {
 	Close()
 	Nodes(ctx context.Context) ([]client.Node, error)
+	Away(ctx context.Context, nodes []muster.NodeName) (map[muster.NodeName]time.Time, error)
 	Select(ctx context.Context, expr string) ([]client.Node, error)
 	Send(ctx context.Context, r client.Request) (client.Receipt, error)
 	Follow(ctx context.Context, id muster.CommandID, handle func(client.Update) error) error

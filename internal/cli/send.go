@@ -157,7 +157,8 @@ Ending the wait does not end the commands.
 
 With --batch N the send is rolling: to N nodes, those that are online first;
 then, when they have finished and after the --pause, to the next N, and so on
-until --max-failures of them have not ended well.`,
+until --max-failures of them have not ended well. A broker that goes away in
+between is waited for.`,
 		Example: `  muster send echo hello -t web1 --wait
   muster send http.get url=http://localhost/health -t role=web --wait -o json
   muster send shell.run --deadline 1h -t 'os.id=debian and not db1' -- apt-get update
@@ -253,7 +254,8 @@ func (s *sending) store(ctx context.Context, r client.Request) (client.Receipt, 
 		s.p.say("%s %s: not sent: %s", s.p.errTerm.paint(red, "error:"), refusal.Node, clean(refusal.Error.Message))
 	}
 	if receipt.Outbox {
-		s.p.say("the broker is away: kept in the outbox of this machine and sent when it is back, see 'muster outbox'")
+		s.p.say("the broker is away: the outbox of this machine keeps it for %s; the next send, or 'muster outbox flush', sends it when the broker is back",
+			plural(len(receipt.Nodes), "node"))
 	}
 	return receipt, nil
 }
@@ -283,13 +285,11 @@ func (s *sending) receipt(r client.Receipt, nodes []client.Node) error {
 			away++
 		}
 	}
-	text := "sent to "
-	if r.Outbox {
-		text = "to be sent to "
+	if r.Outbox { // which was said, and which nodes are away is not known
+		return exit(refusedCode(r))
 	}
-	text += plural(len(r.Nodes), "node")
+	text := "sent to " + plural(len(r.Nodes), "node")
 	switch {
-	case r.Outbox: // which nodes are away is not known
 	case away > 0 && away == len(r.Nodes):
 		text += fmt.Sprintf(", away now: the command waits until the deadline (%s)", ago(s.p.now(), r.Deadline))
 	case away > 0:

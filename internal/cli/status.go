@@ -141,7 +141,14 @@ func (o *overview) code() int {
 
 func (p *program) overviewText(w io.Writer, o overview) {
 	line := func(name, text, color string) {
-		fmt.Fprintf(w, "%-13s %s\n", name, p.outTerm.paint(color, clean(text)))
+		const indent = 14
+		text = wrap(clean(text), p.outTerm.width-indent, 0)
+		for i, part := range strings.Split(text, "\n") {
+			if i > 0 {
+				name = ""
+			}
+			fmt.Fprintf(w, "%-*s%s\n", indent, name, p.outTerm.paint(color, part))
+		}
 	}
 	line("context", o.Context, "")
 	if o.Broker != "ok" {

@@ -20,6 +20,7 @@ type table struct {
 	head  []string
 	rows  [][]cell
 	below map[int][]string // lines under a row
+	wraps bool             // cells take several lines, where others are cut
 }
 
 func newTable(head ...string) *table { return &table{head: head} }
@@ -88,18 +89,39 @@ func (t *table) widths(limit int) []int {
 	return widths
 }
 
+// lines breaks or cuts the cells of a row to the widths.
+func (t *table) lines(cells []cell, widths []int) [][]cell {
+	all := [][]cell{make([]cell, len(cells))}
+	for i, c := range cells {
+		texts := []string{runewidth.Truncate(c.text, widths[i], "…")}
+		if t.wraps {
+			texts = wrapLines(c.text, widths[i], widths[i])
+		}
+		for n, text := range texts {
+			if n == len(all) {
+				all = append(all, make([]cell, len(cells)))
+			}
+			all[n][i] = cell{text, c.color}
+		}
+	}
+	return all
+}
+
 func (t *table) write(w io.Writer, on terminal) error {
 	widths := t.widths(on.width)
 	var b strings.Builder
 	line := func(cells []cell) {
-		for i, c := range cells {
-			text := runewidth.Truncate(c.text, widths[i], "…")
-			b.WriteString(on.paint(c.color, text))
-			if i < len(cells)-1 { // no blanks at the end of a line
-				b.WriteString(strings.Repeat(" ", widths[i]-runewidth.StringWidth(text)+gap))
+		for _, part := range t.lines(cells, widths) {
+			text, blanks := "", 0
+			for i, c := range part {
+				if c.text != "" { // no blanks at the end of a line
+					text += strings.Repeat(" ", blanks) + on.paint(c.color, c.text)
+					blanks = 0
+				}
+				blanks += widths[i] - runewidth.StringWidth(c.text) + gap
 			}
+			b.WriteString(text + "\n")
 		}
-		b.WriteByte('\n')
 	}
 	head := make([]cell, len(t.head))
 	for i, h := range t.head {

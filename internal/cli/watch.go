@@ -8,7 +8,10 @@ import (
 	"io"
 	"slices"
 	"strings"
+	"sync"
 	"time"
+
+	"github.com/mattn/go-runewidth"
 
 	"github.com/musterfleet/muster"
 	"github.com/musterfleet/muster/client"
@@ -29,6 +32,9 @@ type watch struct {
 	drawn  bool // a progress line is on the terminal
 	away   bool // the broker is
 	since  time.Time
+	gone   map[muster.NodeName]bool // nodes that were told to be away
+
+	mu sync.Mutex // held by whoever prints: the follower, and lookAround
 }
 
 type streamKey struct {
@@ -44,7 +50,7 @@ type shown struct {
 }
 
 func (p *program) watch(c SDK, live bool) *watch {
-	return &watch{p: p, c: c, live: live, status: map[muster.NodeName]client.Status{}, shown: map[streamKey]*shown{}}
+	return &watch{p: p, c: c, live: live, status: map[muster.NodeName]client.Status{}, shown: map[streamKey]*shown{}, gone: map[muster.NodeName]bool{}}
 }
 
 // expect makes the commands of a receipt known before their first report.
@@ -96,11 +102,18 @@ var errEnough = errors.New("nothing more to wait for")
 // until follows the send until the commands of the nodes are final; nil is all
 // commands.
 func (w *watch) until(ctx context.Context, nodes []muster.NodeName) error {
-	defer w.end()
+	defer w.end() // when lookAround has ended
 	if nodes != nil && w.final(nodes) {
 		return nil
 	}
+	looking, stop := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	wg.Go(func() { w.lookAround(looking, nodes) })
+	defer wg.Wait()
+	defer stop()
 	err := w.c.Follow(ctx, w.id, func(u client.Update) error {
+		w.mu.Lock()
+		defer w.mu.Unlock()
 		if err := w.update(ctx, u); err != nil {
 			return err
 		}
@@ -113,6 +126,73 @@ func (w *watch) until(ctx context.Context, nodes []muster.NodeName) error {
 		return nil
 	}
 	return err
+}
+
+// lookEvery is how often those are looked for who are waited for: as often as
+// nodes say that they are there.
+const lookEvery = 15 * time.Second
+
+// lookAround says which of the nodes that are waited for, nil for all, went
+// away meanwhile, and which are back.
+func (w *watch) lookAround(ctx context.Context, nodes []muster.NodeName) {
+	for sleep(ctx, lookEvery) {
+		w.mu.Lock()
+		waited := w.waited(nodes)
+		if w.away {
+			waited = nil
+		}
+		w.mu.Unlock()
+		if len(waited) == 0 {
+			continue
+		}
+		if away, err := w.c.Away(ctx, waited); err == nil { // if not, the link tells
+			w.mu.Lock()
+			w.presence(w.waited(nodes), away)
+			w.mu.Unlock()
+		}
+	}
+}
+
+// waited returns the nodes of the list, nil for all, that have not finished.
+func (w *watch) waited(nodes []muster.NodeName) (list []muster.NodeName) {
+	for n, s := range w.status {
+		if !s.State.Final() && (nodes == nil || slices.Contains(nodes, n)) {
+			list = append(list, n)
+		}
+	}
+	slices.Sort(list)
+	return list
+}
+
+// presence tells what has changed.
+func (w *watch) presence(waited []muster.NodeName, away map[muster.NodeName]time.Time) {
+	var left, back []muster.NodeName
+	for _, n := range waited {
+		switch _, isAway := away[n]; {
+		case isAway && !w.gone[n]:
+			left = append(left, n)
+		case !isAway && w.gone[n]:
+			back = append(back, n)
+		}
+		if _, w.gone[n] = away[n]; !w.gone[n] {
+			delete(w.gone, n)
+		}
+	}
+	if len(left)+len(back) == 0 {
+		return
+	}
+	w.clear()
+	if len(left) > 0 {
+		are := "they are"
+		if len(left) == 1 {
+			are = "it is"
+		}
+		w.p.say("away: %s; waiting until %s back; Ctrl-C ends only the watching of %s", nodesText(left), are, w.id)
+	}
+	if len(back) > 0 {
+		w.p.say("back: %s", nodesText(back))
+	}
+	w.progress()
 }
 
 func (w *watch) update(ctx context.Context, u client.Update) error {
@@ -196,6 +276,7 @@ func (w *watch) finish(ctx context.Context, status client.Status) error {
 				size = r.Stderr.Size
 			}
 			if size > s.offset {
+				w.clear()
 				skip := &tail{skip: s.offset, to: func(b []byte) { w.print(status.Node, name, s, b) }}
 				if err := readOutput(ctx, w.c, status, name, skip); err != nil {
 					if ctx.Err() != nil {
@@ -269,6 +350,20 @@ func (w *watch) output(node muster.NodeName, stream string, text []byte) {
 	_, _ = io.WriteString(to, b.String()) // the summary fails as well
 }
 
+// maxNamed is how many nodes of a state are named.
+const maxNamed = 3
+
+// in returns the nodes whose commands are in a state, sorted.
+func (w *watch) in(state muster.State) (names []string) {
+	for n, s := range w.status {
+		if s.State == state {
+			names = append(names, string(n))
+		}
+	}
+	slices.Sort(names)
+	return names
+}
+
 // progress draws one line on stderr, on terminals only.
 func (w *watch) progress() {
 	if !w.p.errTerm.is {
@@ -289,7 +384,13 @@ func (w *watch) progress() {
 	for _, s := range muster.States() {
 		if count[s] > 0 {
 			text += fmt.Sprintf("  %s %d", s, count[s])
+			if !s.Final() && count[s] <= maxNamed {
+				text += ": " + strings.Join(w.in(s), " ")
+			}
 		}
+	}
+	if w.p.errTerm.width > 1 { // a longer line could not be taken away again
+		text = runewidth.Truncate(text, w.p.errTerm.width-1, "…")
 	}
 	w.clear()
 	_, _ = io.WriteString(w.p.stderr, w.p.errTerm.paint(dim, text))

@@ -3,6 +3,8 @@ package cli
 import (
 	"context"
 	"encoding/json"
+	"io"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -43,7 +45,7 @@ func TestRunSaysThatTheBrokerIsAway(t *testing.T) {
 // On a terminal the lines replace the progress, which says it too.
 func TestProgressSaysThatTheBrokerIsAway(t *testing.T) {
 	var errs strings.Builder
-	p := &program{stdout: &errs, stderr: &errs, errTerm: terminal{is: true, width: 80}}
+	p := &program{stdout: &errs, stderr: &errs, errTerm: terminal{is: true, width: 200}}
 	w := p.watch(nil, true)
 	w.expect(client.Receipt{ID: "S1", Nodes: []muster.NodeName{"a"}}, client.Request{}, client.Status{})
 	for _, l := range []client.Link{{Lost: true, Since: noon}, {Since: noon.Add(time.Minute)}} {
@@ -51,7 +53,7 @@ func TestProgressSaysThatTheBrokerIsAway(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	want := "broker away since " + noon.Local().Format("15:04:05") + strings.Replace(awayLines, "\n", "\nbroker away  0/1  queued 1\r\x1b[K", 1) + "0/1  queued 1"
+	want := "broker away since " + noon.Local().Format("15:04:05") + strings.Replace(awayLines, "\n", "\nbroker away  0/1  queued 1: a\r\x1b[K", 1) + "0/1  queued 1: a"
 	if got := errs.String(); got != want {
 		t.Errorf("got %q, want %q", got, want)
 	}
@@ -82,6 +84,26 @@ func TestSlowBrokerIsSaid(t *testing.T) {
 		}
 		if _, _, errs := tryWith(t.Context(), &f, "send", "echo", "hello", "-t", "all"); strings.Contains(errs, "waiting") {
 			t.Errorf("a fast broker: %q", errs)
+		}
+	})
+}
+
+// late is a fleet whose output comes after a while.
+type late struct{ *writing }
+
+func (f late) Output(ctx context.Context, s client.Status, stream string, w io.Writer) error {
+	time.Sleep(3 * time.Second)
+	return f.writing.Output(ctx, s, stream, w)
+}
+
+func TestLateOutputIsSaid(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		_, out, errs := tryWith(t.Context(), late{withOutput("one", "two")}, "run", "-t", "all", "-o", "jsonl", "--", "x")
+		if want := "waiting for stdout of S1@a ...\nwaiting for stdout of S1@bb ...\n"; errs != want {
+			t.Errorf("got %q, want %q", errs, want)
+		}
+		if got := parseOutcomes(t, "jsonl", out); len(got) != 2 || got[0]["stdout"] != "one" || got[1]["stdout"] != "two" {
+			t.Errorf("got %v", got)
 		}
 	})
 }
@@ -132,4 +154,30 @@ func TestRollingSaysWhyItStops(t *testing.T) {
 	if code != ExitFailed || !strings.Contains(errs, "error: the broker has no room") || !strings.Contains(errs, "not sent") {
 		t.Errorf("got exit code %d and %q", code, errs)
 	}
+}
+
+// going is a fleet of which one node goes away while it is waited for.
+type going struct {
+	fakeSDK
+	looks int
+}
+
+func (f *going) Away(_ context.Context, nodes []muster.NodeName) (map[muster.NodeName]time.Time, error) {
+	f.looks++
+	away := map[muster.NodeName]time.Time{}
+	if slices.Contains(nodes, "bb") && f.looks < 4 {
+		away["bb"] = noon
+	}
+	return away, nil
+}
+
+func TestRunSaysWhichNodeWentAway(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &going{fakeSDK: fakeSDK{nodes: two(true), outcome: map[muster.NodeName]client.Status{"a": endedAs(muster.Done, 0, "")}}}
+		code, _, errs := tryWith(t.Context(), f, "run", "-t", "all", "--wait-for", "100s", "--", "x")
+		want := "away: bb; waiting until it is back; Ctrl-C ends only the watching of S1\nback: bb\n"
+		if code != ExitPending || f.looks != 6 || !strings.HasPrefix(errs, want) {
+			t.Errorf("got exit code %d after %d looks and %q, want it to begin with %q", code, f.looks, errs, want)
+		}
+	})
 }
