@@ -277,23 +277,34 @@ func present(t *testing.T, c *client.Client) (names []muster.NodeName, took time
 // Nodes that are there are not called away because the way to them is slow and
 // loses packets, be it theirs or the client's.
 func TestSlowLinksAreWaitedFor(t *testing.T) {
-	inBubble(t, func(t *testing.T) {
-		w := newWorld(t)
-		satellite := w.newWire(300 * time.Millisecond)
-		satellite.loses = 10
-		w.node("near")
-		w.nodeOver(satellite, "ship")
-		time.Sleep(time.Minute)
-		want := []muster.NodeName{"near", "ship"}
-		for name, c := range map[string]*client.Client{"near": w.client, "far": w.over(satellite)} {
-			for range 20 {
-				if got, took := present(t, c); !slices.Equal(got, want) {
-					t.Errorf("client %s: after %s %v are online, want %v", name, took, got, want)
+	for name, test := range map[string]struct{ node, client bool }{
+		"of a node": {node: true}, "of the client": {client: true}, "of both": {true, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, func(t *testing.T) {
+				w := newWorld(t)
+				satellite := w.newWire(300 * time.Millisecond)
+				satellite.loses = 10
+				w.node("near")
+				if test.node {
+					w.nodeOver(satellite, "other")
+				} else {
+					w.node("other")
 				}
-				time.Sleep(time.Second)
-			}
-		}
-	})
+				c := w.client
+				if test.client {
+					c = w.over(satellite)
+				}
+				time.Sleep(time.Minute)
+				for range 20 {
+					if got, took := present(t, c); !slices.Equal(got, []muster.NodeName{"near", "other"}) {
+						t.Errorf("after %s %v are online, want near and other", took, got)
+					}
+					time.Sleep(time.Second)
+				}
+			})
+		})
+	}
 }
 
 // A node that has just died is waited for as long as its own link asks for, the
