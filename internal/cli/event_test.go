@@ -77,7 +77,10 @@ func (brokenPipe) Write([]byte) (int, error) {
 // endless has events until it is told to stop, whatever becomes of them.
 type endless struct{ fakeSDK }
 
-func (*endless) Events(ctx context.Context, _ client.EventQuery, handle func(client.Event) error) error {
+func (*endless) Events(ctx context.Context, q client.EventQuery, handle func(client.Event) error) error {
+	if !q.Follow {
+		return nil
+	}
 	_ = handle(client.Event{Time: noon, Node: "a", Type: "orphans", Message: "first"})
 	<-ctx.Done()
 	return ctx.Err()
