@@ -56,5 +56,9 @@ const MethodCancel Method = "command.cancel"
 type Withdrawal struct {
 	ID     CommandID `json:"id"`
 	Until  time.Time `json:"until"` // deadline of the command, after which the withdrawal is moot
-	Reason string    `json:"reason,omitempty"`
+	Reason string    `json:"reason,omitempty"` // at most MaxReason bytes
 }
+
+// MaxReason is the longest reason of a withdrawal, in bytes: a node keeps it for
+// as long as the withdrawal.
+const MaxReason = 1 << 10

@@ -278,6 +278,9 @@ const maxWithdrawals = 200
 // none are given. It returns when the withdrawal is stored: a node that is
 // away learns of it before it learns of the command.
 func (c *Client) Cancel(ctx context.Context, id muster.CommandID, nodes []muster.NodeName, reason string) error {
+	if len(reason) > muster.MaxReason {
+		return muster.Errorf(muster.Invalid, "the reason has %d bytes; at most %d are allowed", len(reason), muster.MaxReason)
+	}
 	statuses, err := c.Command(ctx, muster.Key{ID: id})
 	if err != nil {
 		return err

@@ -63,6 +63,12 @@ func (c Caller) May(method muster.Method, node muster.NodeName) bool {
 	})
 }
 
+// Reaches reports whether any right of the caller covers the node, for whatever
+// method: without one it can have nothing there.
+func (c Caller) Reaches(node muster.NodeName) bool {
+	return slices.ContainsFunc(c.Rights, func(r Right) bool { return matchAny(r.Nodes, string(node)) })
+}
+
 // An Issuer signs callers' JWTs. Its key is an nkey of type account, made for
 // this alone: it is not an account of the broker.
 type Issuer struct{ key keyPair }

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -226,6 +227,7 @@ func (c *core) carryOut(r delivery.Ready) {
 func (c *core) offerRoom() {
 	c.queued.Store(int64(c.inbox.Len()))
 	c.active.Store(int64(len(c.runs)))
+	c.a.problems.set("room", strings.Join(c.inbox.Shortages(), "; "))
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.space = c.inbox.Room() - len(c.mail) - len(c.held)
@@ -370,8 +372,14 @@ func (c *core) withdraw(cmd muster.Command, caller aaa.Caller) error {
 	if err := in.ID.Validate(); err != nil {
 		return err
 	}
-	if life := in.Until.Sub(cmd.IssuedAt); life > muster.MaxLifetime {
-		return muster.Errorf(muster.Invalid, "withdrawal: its end is %s away; at most %s is allowed", life, muster.MaxLifetime)
+	switch {
+	case in.Until.After(cmd.Deadline):
+		return muster.Errorf(muster.Invalid, "withdrawal: it is to last until %s, beyond its own deadline %s",
+			in.Until.Format(time.RFC3339), cmd.Deadline.Format(time.RFC3339))
+	case len(in.Reason) > muster.MaxReason:
+		return muster.Errorf(muster.Invalid, "withdrawal: its reason has %d bytes; at most %d are allowed", len(in.Reason), muster.MaxReason)
+	case !caller.Reaches(cmd.Node):
+		return muster.Errorf(muster.Denied, "no right of caller %q covers node %s, so that it can have sent nothing here", caller.Name, cmd.Node)
 	}
 	reason := "cancelled by " + caller.Name
 	if in.Reason != "" {
@@ -382,11 +390,15 @@ func (c *core) withdraw(cmd muster.Command, caller aaa.Caller) error {
 			decision := c.a.o.Policy().Decide(caller, cmd)
 			rec := c.a.decided(cmd, caller, aaa.Allowed)
 			rec.Rule, rec.Reason = decision.Rule, ownOrAny(decision.Allowed)
+			cancel := delivery.Cancel{ID: in.ID, Caller: caller.Name, Any: decision.Allowed, Reason: reason, Until: in.Until}
+			refusal := c.inbox.Overdrawn(cancel)
+			if refusal != nil {
+				rec.Verdict, rec.Reason = aaa.Denied, refusal.Message
+			}
 			if !c.a.audit.write(rec) {
 				return false
 			}
-			taken := c.inbox.Cancel(time.Now(), delivery.Cancel{ID: in.ID, Caller: caller.Name, Any: decision.Allowed, Reason: reason, Until: in.Until})
-			if !taken {
+			if refusal == nil && !c.inbox.Cancel(time.Now(), cancel) {
 				c.miss(cmd.ID)
 			}
 			return true

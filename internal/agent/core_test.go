@@ -218,7 +218,7 @@ func TestMissedWithdrawal(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(t, nil)
 		b.post(func() {
-			b.inbox = delivery.New(delivery.Config{Node: "n", Withdrawals: 1}, delivery.State{}, time.Now())
+			b.inbox = delivery.New(delivery.Config{Node: "n", Withdrawals: 1, Share: 2}, delivery.State{}, time.Now())
 		})
 		b.listen()
 		b.cancelIt("w1", "x1")
@@ -246,6 +246,60 @@ func TestMissedWithdrawal(t *testing.T) {
 		b.expect("after reading again", []string{"x2"})
 		if err := b.reserve(ctx); err == nil {
 			t.Error("there is room beside the withdrawal of x2")
+		}
+	})
+}
+
+// A caller cannot make a node deaf with cancels of what it never sent: without
+// any right on the node they are refused, with one they have a share.
+func TestWithdrawalsOfAStranger(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, nil)
+		eve := aaa.Caller{Name: "eve", Rights: []aaa.Right{{Methods: []string{"test.*"}, Nodes: []string{"nosuch"}}}}
+		cancel := func(caller aaa.Caller, i int, until time.Duration) error {
+			c := b.command(fmt.Sprintf("w%d", i))
+			c.Deadline = time.Now().Add(399 * 24 * time.Hour)
+			c.Input, _ = json.Marshal(muster.Withdrawal{ID: muster.CommandID(fmt.Sprintf("x%d", i)), Until: c.Deadline.Add(until)})
+			return b.withdraw(c, caller)
+		}
+		if err := cancel(eve, 0, 0); muster.KindOf(err) != muster.Denied {
+			t.Errorf("without a right: %v", err)
+		}
+		eve.Rights[0].Nodes[0] = "n"
+		if err := cancel(eve, 0, time.Second); muster.KindOf(err) != muster.Invalid {
+			t.Errorf("beyond its own deadline: %v", err)
+		}
+		for i := range 12_000 {
+			if err := cancel(eve, i, 0); err != nil {
+				t.Fatal(err)
+			}
+		}
+		synctest.Wait()
+		if err := b.reserve(t.Context()); err != nil {
+			t.Error(err)
+		}
+		b.send("a", "a")
+		synctest.Wait()
+		b.expect("after 12,000 cancels of one caller", []string{"a"}, "a")
+	})
+}
+
+// A node with little room says so.
+func TestShortageIsAProblem(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, nil)
+		b.post(func() {
+			b.inbox = delivery.New(delivery.Config{Node: "n", Withdrawals: 5, Share: 5}, delivery.State{}, time.Now())
+		})
+		for i := range 4 {
+			if l := b.a.problems.list(); len(l) != 0 {
+				t.Errorf("problems with %d: %q", i, l)
+			}
+			b.cancelIt(fmt.Sprintf("w%d", i), fmt.Sprintf("x%d", i))
+			synctest.Wait()
+		}
+		if l := b.a.problems.list(); len(l) != 1 {
+			t.Errorf("problems: %q", l)
 		}
 	})
 }

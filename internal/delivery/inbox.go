@@ -15,6 +15,7 @@ type Config struct {
 	Capacity    int           // commands held: not final, or their last report is not stored; default 4096
 	Memory      int           // ids of commands, over or held, default 1,000,000, of some 150 bytes each
 	Withdrawals int           // cancels of what has not come, default 10,000, of some 300 bytes each
+	Share       int           // of Withdrawals, for one caller, default a tenth
 	NoSeq       int           // noseq commands that run at once, default 16
 	Linger      time.Duration // how long a report that is not final waits for a later state, default 50 ms
 	Backoff     func(attempt int) time.Duration
@@ -36,23 +37,25 @@ func DefaultBackoff(attempt int) time.Duration {
 // An Inbox is the state of all commands that a node knows. It is not safe for
 // concurrent use.
 type Inbox struct {
-	cfg      Config
-	commands map[muster.CommandID]*entry // not yet over
-	seen     map[muster.CommandID]time.Time
-	withdrew map[muster.CommandID][]Withdrawal // one of each caller
-	cancels  int                               // withdrawals in withdrew
-	lanes    map[muster.Lane][]*entry          // in order of arrival, the head runs
-	noseq    []*entry                          // in order of arrival, waiting or running
-	beside   int                               // noseq commands running
-	active   int                               // commands that are not final
-	nextSeq  uint64
-	lost     time.Time
-	timers   timers
-	ready    Ready
-	writes   []Write // in order
-	urgent   bool    // an effect of ready depends on writes
-	stopped  bool    // nothing is started any more
-	paused   string  // why nothing is started now
+	cfg       Config
+	commands  map[muster.CommandID]*entry // not yet over
+	seen      map[muster.CommandID]time.Time
+	withdrew  map[muster.CommandID][]Withdrawal // one of each caller
+	cancels   int                               // withdrawals in withdrew
+	cancelsOf map[string]int                    // of each caller
+	few       shortages
+	lanes     map[muster.Lane][]*entry // in order of arrival, the head runs
+	noseq     []*entry                 // in order of arrival, waiting or running
+	beside    int                      // noseq commands running
+	active    int                      // commands that are not final
+	nextSeq   uint64
+	lost      time.Time
+	timers    timers
+	ready     Ready
+	writes    []Write // in order
+	urgent    bool    // an effect of ready depends on writes
+	stopped   bool    // nothing is started any more
+	paused    string  // why nothing is started now
 }
 
 type entry struct {
@@ -73,20 +76,22 @@ func New(cfg Config, state State, now time.Time) *Inbox {
 	cfg.Capacity = cmp.Or(cfg.Capacity, 4096)
 	cfg.Memory = cmp.Or(cfg.Memory, 1_000_000)
 	cfg.Withdrawals = cmp.Or(cfg.Withdrawals, 10_000)
+	cfg.Share = cmp.Or(cfg.Share, max(cfg.Withdrawals/10, 1))
 	cfg.NoSeq = cmp.Or(cfg.NoSeq, 16)
 	cfg.Linger = cmp.Or(cfg.Linger, 50*time.Millisecond)
 	if cfg.Backoff == nil {
 		cfg.Backoff = DefaultBackoff
 	}
 	b := &Inbox{
-		cfg:      cfg,
-		commands: make(map[muster.CommandID]*entry),
-		seen:     make(map[muster.CommandID]time.Time),
-		withdrew: make(map[muster.CommandID][]Withdrawal),
-		lanes:    make(map[muster.Lane][]*entry),
-		lost:     state.Lost,
-		nextSeq:  1,
-		paused:   cfg.Paused,
+		cfg:       cfg,
+		commands:  make(map[muster.CommandID]*entry),
+		seen:      make(map[muster.CommandID]time.Time),
+		withdrew:  make(map[muster.CommandID][]Withdrawal),
+		cancelsOf: make(map[string]int),
+		lanes:     make(map[muster.Lane][]*entry),
+		lost:      state.Lost,
+		nextSeq:   1,
+		paused:    cfg.Paused,
 	}
 	for _, s := range state.Seen {
 		b.seen[s.ID] = s.Until
@@ -247,15 +252,32 @@ func (b *Inbox) withdraw(c Cancel) {
 func (b *Inbox) keepWithdrawal(w Withdrawal) {
 	b.withdrew[w.ID] = append(b.withdrew[w.ID], w)
 	b.cancels++
+	b.cancelsOf[w.Caller]++
 	b.timers.add(w.Until, w.ID)
 }
 
 func (b *Inbox) dropWithdrawals(id muster.CommandID) {
 	if all, ok := b.withdrew[id]; ok {
-		b.cancels -= len(all)
+		for _, w := range all {
+			b.cancels--
+			if b.cancelsOf[w.Caller]--; b.cancelsOf[w.Caller] == 0 {
+				delete(b.cancelsOf, w.Caller)
+			}
+		}
 		delete(b.withdrew, id)
 		b.write(Write{Unwithdraw: id}, false)
 	}
+}
+
+// Overdrawn returns why a cancel must not be taken in, or nil: it would have to
+// be remembered, and its caller has used up its share. What one caller does must
+// not cost the others their room. No sender of muster has that many in force.
+func (b *Inbox) Overdrawn(c Cancel) *muster.Error {
+	_, again := b.withdrawal(c.ID, c.Caller)
+	if again || b.Known(c.ID) || b.cancelsOf[c.Caller] < b.cfg.Share {
+		return nil
+	}
+	return muster.Errorf(muster.Full, "%d cancels of caller %q wait here for commands that have not come; no more are taken", b.cfg.Share, c.Caller)
 }
 
 // Cancel withdraws a command, wherever it is. One that has not arrived yet is

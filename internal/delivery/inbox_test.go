@@ -457,6 +457,69 @@ func TestRoomForWithdrawals(t *testing.T) {
 	}
 }
 
+// One caller cannot take the places of the others, and operators are told
+// before all are taken.
+func TestShareOfWithdrawals(t *testing.T) {
+	b, j := New(Config{Withdrawals: 10, Share: 4}, State{}, t0), model{}
+	taken := func(by string, n int) (count int) {
+		for i := range n {
+			c := Cancel{ID: muster.CommandID(fmt.Sprint(by, i)), Caller: by, Until: at(time.Hour)}
+			if b.Overdrawn(c) == nil && b.Cancel(t0, c) {
+				count++
+			}
+		}
+		return count
+	}
+	b.Deliver(t0, command("here", "m", ""))
+	if n := taken("eve", 100); n != 4 || b.Room() == 0 || len(b.Shortages()) != 0 {
+		t.Errorf("%d of eve's cancels were taken, room %d, told %q", n, b.Room(), b.Shortages())
+	}
+	if err := b.Overdrawn(Cancel{ID: "here", Caller: "eve"}); err != nil {
+		t.Errorf("a cancel of what is here needs no place: %v", err)
+	}
+	if n := taken("eve", 100); n != 4 {
+		t.Errorf("%d of eve's are taken for repetitions", n)
+	}
+	if n := taken("bob", 100); n != 4 || len(b.Shortages()) != 1 {
+		t.Errorf("%d of bob's cancels were taken, told %q", n, b.Shortages())
+	}
+	j.apply(b.Ready().Writes)
+	b = New(Config{Withdrawals: 10, Share: 4}, j.state(), t0)
+	if b.Overdrawn(Cancel{ID: "more", Caller: "eve"}) == nil {
+		t.Error("after a restart eve has places again")
+	}
+	b.Tick(at(time.Hour + seenMargin))
+	if b.Overdrawn(Cancel{ID: "more", Caller: "eve"}) != nil || len(b.Shortages()) != 0 {
+		t.Error("her places are not free after the deadline")
+	}
+}
+
+func TestFullInboxIsTold(t *testing.T) {
+	b := New(Config{Capacity: 20}, State{}, t0)
+	for i := range 20 {
+		if n := len(b.Shortages()); n != 0 {
+			t.Fatalf("%d shortages with %d commands", n, i)
+		}
+		b.Deliver(t0, command(fmt.Sprint(i), "m", "n"))
+	}
+	if len(b.Shortages()) != 1 || b.Room() != 0 {
+		t.Errorf("told %q, room %d", b.Shortages(), b.Room())
+	}
+	over := func(i int) {
+		b.Finished(t0, muster.CommandID(fmt.Sprint(i)), fine)
+		b.Reported(muster.CommandID(fmt.Sprint(i)), 99)
+	}
+	over(0)
+	over(1)
+	if len(b.Shortages()) != 1 {
+		t.Error("it comes and goes with each command")
+	}
+	over(2)
+	if len(b.Shortages()) != 0 {
+		t.Errorf("with 17 of 20: %q", b.Shortages())
+	}
+}
+
 func TestRelaxedWritesAreTakenAlong(t *testing.T) {
 	b := New(Config{}, State{}, t0)
 	b.Deliver(t0, command("a", "m", ""))
