@@ -57,6 +57,9 @@ func (o *outbox) add(ctx context.Context, b batch) (name string, err error) {
 	if err != nil {
 		return "", err
 	}
+	if err := o.mayWait(b, names); err != nil {
+		return "", err
+	}
 	next := uint64(1)
 	if len(names) > 0 {
 		next = number(names[len(names)-1]) + 1
@@ -138,6 +141,16 @@ func (o *outbox) read(name string) (batch, error) {
 	return b, nil
 }
 
+// setAside keeps a send that cannot be sent, ever, out of the way of the others.
+func (o *outbox) setAside(name string, cause error) error {
+	path := filepath.Join(o.dir, name)
+	if err := os.Rename(path, path+unreadableSuffix); err != nil {
+		return err
+	}
+	return muster.Errorf(muster.Corrupt, "a send in the outbox is set aside as %s: %w", path+unreadableSuffix, cause).
+		WithHint("send again what it was, under another id, and remove the file")
+}
+
 func (o *outbox) remove(name string) error { return os.Remove(filepath.Join(o.dir, name)) }
 
 // flushThrough publishes the sends of the outbox, oldest first, up to and with
@@ -164,6 +177,8 @@ func (c *Client) flushThrough(ctx context.Context, last string) (refused []Refus
 		case name == last && (err == nil || begun):
 			return refused, true, err
 		case err == nil:
+		case errors.Is(err, errTaken) && name != last:
+			c.log.Error("some of what was sent before is not sent", "err", c.outbox.setAside(name, err))
 		case muster.KindOf(err) == muster.Corrupt && name != last:
 			c.log.Error("some of what was sent before is not sent", "err", err)
 		case ctx.Err() == nil && !temporary(err):
@@ -226,6 +241,8 @@ func (c *Client) FlushOutbox(ctx context.Context) (int, error) {
 		switch {
 		case err == nil:
 			n++
+		case errors.Is(err, errTaken):
+			unreadable = cmp.Or(unreadable, c.outbox.setAside(name, err))
 		case muster.KindOf(err) == muster.Corrupt:
 			unreadable = cmp.Or(unreadable, err)
 		default:

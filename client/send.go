@@ -18,6 +18,7 @@ import (
 type batch struct {
 	Sent     sent      `json:"sent"`
 	Commands []command `json:"commands"`
+	Chosen   bool      `json:"chosen,omitempty"` // the caller chose the id, so that another send may have it
 }
 
 // A sent record tells the operator's side what was sent to whom. Further ones
@@ -124,7 +125,7 @@ func (c *Client) sign(r Request) (batch, error) {
 	s.Nodes = slices.Clone(r.Nodes)
 	slices.Sort(s.Nodes)
 	s.Nodes = slices.Compact(s.Nodes)
-	b := batch{Sent: s}
+	b := batch{Sent: s, Chosen: r.ID != ""}
 	for _, n := range s.Nodes {
 		frame, err := c.frame(c.envelope(s, n))
 		if err != nil {
@@ -166,8 +167,13 @@ func (c *Client) publish(ctx context.Context, b batch) (refused []Refusal, begun
 	for i := range results {
 		results[i] = errNotSent
 	}
+	claimed := !b.Chosen
 	for attempt := 0; ; attempt++ {
 		conn, p, err := c.connection(ctx)
+		if err == nil && !claimed {
+			err = claim(ctx, conn, b)
+			claimed = err == nil
+		}
 		if err == nil {
 			if !time.Now().Before(b.Sent.Deadline) {
 				expire(results)
@@ -249,7 +255,7 @@ func outgoing(subjects bus.Subjects, b batch, i int) (bus.Outgoing, error) {
 	cmd := b.Commands[i-1]
 	return bus.Outgoing{
 		Subject: subjects.Command(cmd.Node, cmd.Kind, b.Sent.Method), Data: cmd.Frame,
-		ID:  muster.Key{ID: b.Sent.ID, Node: cmd.Node}.String(),
+		ID:  b.Sent.messageID(cmd.Node),
 		TTL: max(time.Until(b.Sent.Deadline)+deadlineMargin, time.Second),
 	}, nil
 }

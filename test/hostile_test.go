@@ -123,7 +123,7 @@ func TestHostileMessages(t *testing.T) {
 		for _, r := range n.audit() {
 			counts[r.Verdict]++
 		}
-		if counts[aaa.Allowed] != 2 || counts[aaa.Unauthentic] != len(hostile) {
+		if counts[aaa.Allowed] != 2 || counts[aaa.Unauthentic] != len(hostile) || counts[aaa.Replayed] != 1 {
 			t.Errorf("audit: got %v", counts)
 		}
 		// A replay after a restart of the agent does nothing either.

@@ -48,8 +48,14 @@ type core struct {
 // returns false when the decision cannot be written to the audit log: then
 // nothing follows from it, and it is held.
 type intake struct {
-	id muster.CommandID // empty for what does not come again
-	do func() bool
+	key intakeKey // zero for what does not come again
+	do  func() bool
+}
+
+// An intakeKey tells two commands of one id apart.
+type intakeKey struct {
+	id     muster.CommandID
+	stored delivery.Mark
 }
 
 func newCore(a *Agent, state delivery.State) *core {
@@ -254,7 +260,7 @@ func (c *core) take(in intake) {
 	if len(c.held) == 0 && in.do() {
 		return
 	}
-	again := slices.IndexFunc(c.held, func(h intake) bool { return in.id != "" && h.id == in.id })
+	again := slices.IndexFunc(c.held, func(h intake) bool { return in.key != intakeKey{} && h.key == in.key })
 	if again >= 0 {
 		c.held[again] = in // on a new connection: the old one takes no acknowledgement
 		return
@@ -269,22 +275,50 @@ func (c *core) takeHeld() {
 	}
 }
 
-// deliver takes in a verified command. refusal is not nil when its signature
-// is genuine but it must not run.
-func (c *core) deliver(cmd muster.Command, caller aaa.Caller, refusal *muster.Error, ack func() error) {
-	in := intake{cmd.ID, func() bool {
-		d := delivery.Delivery{Command: cmd, Caller: caller.Name, Signer: signerOf(caller), Idempotent: cmd.Idempotent}
+// A parcel is a verified command as it came from the broker.
+type parcel struct {
+	cmd     muster.Command
+	caller  aaa.Caller
+	refusal *muster.Error // not nil when its signature is genuine but it must not run
+	stored  delivery.Mark
+	ack     func() error
+	// aside is called, and must not block, when another command has its id.
+	aside func(cause error)
+}
+
+// deliver takes in a parcel.
+func (c *core) deliver(p parcel) {
+	d := delivery.Delivery{Command: p.cmd, Caller: p.caller.Name, Signer: signerOf(p.caller), Idempotent: p.cmd.Idempotent, Stored: p.stored}
+	in := intake{intakeKey{p.cmd.ID, p.stored}, func() bool {
 		if c.deaf {
 			return true // it stays with the broker
 		}
-		if !c.inbox.Known(cmd.ID) && !c.judge(&d, caller, refusal) {
-			return false
+		switch c.inbox.Recall(d) {
+		case delivery.Conflict:
+			p.aside(muster.Errorf(muster.Conflict, "id %s is that of another command of this node: its caller, method or input differ", p.cmd.ID))
+			return true
+		case delivery.Replay:
+			if !c.a.audit.write(c.a.replayed(p)) {
+				return false
+			}
+		case delivery.Fresh:
+			if !c.judge(&d, p.caller, p.refusal) {
+				return false
+			}
 		}
-		d.Token = c.token(ack)
+		d.Token = c.token(p.ack)
 		c.inbox.Deliver(time.Now(), d)
 		return true
 	}}
 	c.post(func() { c.take(in) })
+}
+
+// replayed is the record of a command that somebody stored again. What the
+// broker delivers again by itself has none: it was decided once.
+func (a *Agent) replayed(p parcel) aaa.Record {
+	rec := a.decided(p.cmd, p.caller, aaa.Replayed)
+	rec.Reason = "it was taken in before; it is acknowledged, and does not run again"
+	return rec
 }
 
 // judge asks the policy and the method's schema, and writes the audit line. It
@@ -386,7 +420,7 @@ func (c *core) withdraw(cmd muster.Command, caller aaa.Caller) error {
 		reason += ": " + in.Reason
 	}
 	c.post(func() {
-		c.take(intake{cmd.ID, func() bool {
+		c.take(intake{intakeKey{id: cmd.ID}, func() bool {
 			decision := c.a.o.Policy().Decide(caller, cmd)
 			rec := c.a.decided(cmd, caller, aaa.Allowed)
 			rec.Rule, rec.Reason = decision.Rule, ownOrAny(decision.Allowed)

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -63,8 +64,9 @@ type bench struct {
 	audit  *fullDisk
 	issuer *aaa.Issuer
 	stop   func()
-	mu     sync.Mutex // guards acked
+	mu     sync.Mutex // guards the fields below
 	acked  []string
+	aside  []string
 }
 
 func newBench(t *testing.T, hold chan struct{}) *bench {
@@ -133,12 +135,21 @@ func (b *bench) command(id string) muster.Command {
 
 // send delivers a command; its acknowledgement is noted under the name.
 func (b *bench) send(id, name string) {
-	b.deliver(b.command(id), alice, nil, func() error {
+	b.deliver(b.parcel(b.command(id), 0, name))
+}
+
+// parcel is what the broker delivers from a place of its stream.
+func (b *bench) parcel(cmd muster.Command, seq uint64, name string) parcel {
+	note := func(list *[]string) error {
 		b.mu.Lock()
 		defer b.mu.Unlock()
-		b.acked = append(b.acked, name)
+		*list = append(*list, name)
 		return nil
-	})
+	}
+	return parcel{
+		cmd: cmd, caller: alice, stored: delivery.Mark{Stream: "s", Seq: seq},
+		ack: func() error { return note(&b.acked) }, aside: func(error) { _ = note(&b.aside) },
+	}
 }
 
 func (b *bench) cancelIt(id, of string) {
@@ -300,6 +311,77 @@ func TestShortageIsAProblem(t *testing.T) {
 		}
 		if l := b.a.problems.list(); len(l) != 1 {
 			t.Errorf("problems: %q", l)
+		}
+	})
+}
+
+// What the broker delivers again is not audited again; what somebody stored
+// again is, and does not run; another command under a known id is set aside.
+func TestKnownIDs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, nil)
+		cmd := b.command("a")
+		verdicts := func() string {
+			synctest.Wait()
+			data, err := os.ReadFile(filepath.Join(b.dir, "audit.log"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			var all []string
+			for line := range strings.Lines(string(data)) {
+				rec, _, err := aaa.ReadAuditLine([]byte(line))
+				if err != nil {
+					t.Fatal(err)
+				}
+				all = append(all, string(rec.Verdict))
+			}
+			return strings.Join(all, " ")
+		}
+		b.deliver(b.parcel(cmd, 7, "first"))
+		for range 3 {
+			b.deliver(b.parcel(cmd, 7, "delivered again"))
+		}
+		if got := verdicts(); got != "allowed" {
+			t.Errorf("audited: %s", got)
+		}
+		later := cmd
+		later.IssuedAt, later.Deadline = cmd.IssuedAt.Add(time.Second), cmd.Deadline.Add(time.Second)
+		b.deliver(b.parcel(later, 8, "stored again"))
+		b.deliver(b.parcel(later, 8, "delivered again"))
+		if got := verdicts(); got != "allowed replayed" {
+			t.Errorf("audited: %s", got)
+		}
+		other := cmd
+		other.Input = json.RawMessage(`{"other":1}`)
+		b.deliver(b.parcel(other, 9, "another"))
+		synctest.Wait()
+		b.expect("in the end", []string{"first", "delivered again", "delivered again", "delivered again", "stored again", "delivered again"}, "a")
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		if !slices.Equal(b.aside, []string{"another"}) {
+			t.Errorf("set aside: %q", b.aside)
+		}
+	})
+}
+
+// While the audit log is full two commands of one id are held, both of them.
+func TestHeldConflict(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, nil)
+		b.room(0)
+		cmd := b.command("a")
+		other := cmd
+		other.Retries = 1
+		b.deliver(b.parcel(cmd, 1, "first"))
+		b.deliver(b.parcel(other, 2, "other"))
+		b.deliver(b.parcel(cmd, 1, "first again"))
+		b.room(1 << 30)
+		time.Sleep(2 * auditAgain)
+		b.expect("with room again", []string{"first again"}, "a")
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		if !slices.Equal(b.aside, []string{"other"}) {
+			t.Errorf("set aside: %q", b.aside)
 		}
 	})
 }

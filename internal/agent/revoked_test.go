@@ -28,7 +28,7 @@ func (b *bench) revoking(serial uint64, revoked ...aaa.Revocation) []json.RawMes
 func (b *bench) by(name, id string, issued time.Time) {
 	caller := alice
 	caller.Name, caller.PublicKey, caller.Issued = name, "key of "+name, issued
-	b.deliver(b.command(id), caller, nil, func() error { return nil })
+	b.deliver(parcel{cmd: b.command(id), caller: caller, ack: func() error { return nil }, aside: func(error) {}})
 }
 
 // told lists the types of the events that wait.

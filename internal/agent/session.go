@@ -15,6 +15,7 @@ import (
 	"github.com/musterfleet/muster"
 	"github.com/musterfleet/muster/internal/aaa"
 	"github.com/musterfleet/muster/internal/bus"
+	"github.com/musterfleet/muster/internal/delivery"
 )
 
 // sessions dials again and again until ctx ends.
@@ -85,6 +86,8 @@ func (a *Agent) session(ctx context.Context) error {
 	wg.Go(func() { a.events.send(ctx, conn) })
 	wg.Go(func() { a.tellAudit(ctx, conn, pipeline) })
 	wg.Go(func() { a.watchRevoked(ctx, conn) })
+	aside := &conflicts{wake: newSignal()}
+	wg.Go(func() { a.setConflictsAside(ctx, conn, aside) })
 	if a.o.Tell != nil {
 		wg.Go(func() {
 			a.o.Tell(ctx, func(e muster.Event) error {
@@ -98,7 +101,7 @@ func (a *Agent) session(ctx context.Context) error {
 	a.reporter.set(pipeline)
 	a.o.Online(true)
 	a.log.Info("session with the broker begins")
-	err = a.receive(ctx, conn)
+	err = a.receive(ctx, conn, aside)
 	a.o.Online(false)
 	a.reporter.set(nil)
 	a.farewell(conn)
@@ -244,7 +247,7 @@ func (a *Agent) farewell(conn *bus.Conn) {
 }
 
 // receive reads withdrawals and commands until the connection ends.
-func (a *Agent) receive(ctx context.Context, conn *bus.Conn) error {
+func (a *Agent) receive(ctx context.Context, conn *bus.Conn, aside *conflicts) error {
 	stop, err := conn.Serve(conn.Subjects().Control(conn.Mailbox(), a.o.Node), func(r bus.Request) { a.control(r.Data) })
 	if err != nil {
 		return err
@@ -264,7 +267,7 @@ func (a *Agent) receive(ctx context.Context, conn *bus.Conn) error {
 			return err
 		}
 		reading, stop := a.untilRevoked(ctx)
-		err := conn.Commands(reading, a.o.Node, func(m bus.Message) error { attempt = 0; return a.message(reading, conn, m) })
+		err := conn.Commands(reading, a.o.Node, func(m bus.Message) error { attempt = 0; return a.message(reading, conn, m, aside) })
 		again := context.Cause(reading) == errRevokedNews
 		stop()
 		if ctx.Err() != nil {
@@ -283,20 +286,72 @@ func (a *Agent) receive(ctx context.Context, conn *bus.Conn) error {
 }
 
 // message takes in one message of the queue.
-func (a *Agent) message(ctx context.Context, conn *bus.Conn, m bus.Message) error {
+func (a *Agent) message(ctx context.Context, conn *bus.Conn, m bus.Message, aside *conflicts) error {
 	if err := a.core.reserve(ctx); err != nil {
 		return err
 	}
 	cmd, caller, err := a.verify(m.Data)
 	if errors.Is(err, aaa.ErrUnauthentic) || (err != nil && cmd.ID.Validate() != nil) || (err != nil && cmd.Node != a.o.Node) {
-		return a.setAside(ctx, conn, m, caller, err)
+		return a.setAside(ctx, conn, m, muster.Command{}, caller, err)
 	}
 	var refusal *muster.Error
 	if err != nil {
 		refusal = muster.AsError(muster.Denied, err)
 	}
-	a.core.deliver(cmd, caller, refusal, m.Ack)
+	a.core.deliver(parcel{
+		cmd: cmd, caller: caller, refusal: refusal, stored: delivery.Mark{Stream: m.Stream, Seq: m.Seq}, ack: m.Ack,
+		aside: func(cause error) { aside.add(conflict{m, cmd, caller, cause}) },
+	})
 	return nil
+}
+
+// A conflict is a message whose command has the id of another one.
+type conflict struct {
+	m      bus.Message
+	cmd    muster.Command
+	caller aaa.Caller
+	cause  error
+}
+
+// conflicts are those of one session, at most as many as the broker hands out
+// without an acknowledgement.
+type conflicts struct {
+	wake *signal
+
+	mu  sync.Mutex // guards all
+	all []conflict
+}
+
+func (c *conflicts) add(x conflict) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.all = append(c.all, x)
+	c.wake.set()
+}
+
+func (c *conflicts) take() []conflict {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	all := c.all
+	c.all = nil
+	return all
+}
+
+// setConflictsAside does so for as long as the session lasts. What could not be
+// moved the broker delivers again.
+func (a *Agent) setConflictsAside(ctx context.Context, conn *bus.Conn, c *conflicts) {
+	for {
+		for _, x := range c.take() {
+			if err := a.setAside(ctx, conn, x.m, x.cmd, x.caller, x.cause); err != nil {
+				a.log.Warn("message could not be set aside", "subject", x.m.Subject, "err", err)
+			}
+		}
+		select {
+		case <-c.wake.c:
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 // verify decodes what a stranger may have made. A panic is a defect, but must
@@ -314,13 +369,13 @@ func (a *Agent) verify(frame []byte) (cmd muster.Command, caller aaa.Caller, err
 // setAside moves a message that cannot be taken for a command to the dead
 // letters. Nothing is reported under the id that it claims: anybody could
 // claim any id.
-func (a *Agent) setAside(ctx context.Context, conn *bus.Conn, m bus.Message, caller aaa.Caller, cause error) error {
+func (a *Agent) setAside(ctx context.Context, conn *bus.Conn, m bus.Message, cmd muster.Command, caller aaa.Caller, cause error) error {
 	a.log.Warn("message is set aside", "subject", m.Subject, "err", cause)
 	verdict := aaa.Unauthentic
 	if caller.Name != "" {
 		verdict = aaa.Denied
 	}
-	rec := a.decided(muster.Command{}, caller, verdict)
+	rec := a.decided(cmd, caller, verdict)
 	rec.Reason = cause.Error()
 	if err := a.core.record(ctx, rec); err != nil {
 		return err

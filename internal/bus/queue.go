@@ -15,6 +15,8 @@ import (
 type Message struct {
 	Subject   string
 	Data      []byte
+	Stream    string    // that holds it
+	Seq       uint64    // within the stream
 	Delivered int       // how often the broker has handed it out
 	Stored    time.Time // by the broker
 	msg       jetstream.Msg
@@ -152,7 +154,7 @@ func deliver(m jetstream.Msg, want uint64, handle func(Message) error) error {
 		return muster.Errorf(muster.Unavailable, "a delivery was lost: got number %d, want %d", md.Sequence.Consumer, want)
 	}
 	return handle(Message{
-		Subject: m.Subject(), Data: m.Data(), Delivered: int(md.NumDelivered), Stored: md.Timestamp, msg: m,
+		Subject: m.Subject(), Data: m.Data(), Stream: md.Stream, Seq: md.Sequence.Stream, Delivered: int(md.NumDelivered), Stored: md.Timestamp, msg: m,
 	})
 }
 

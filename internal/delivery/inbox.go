@@ -2,6 +2,7 @@ package delivery
 
 import (
 	"cmp"
+	"fmt"
 	"maps"
 	"slices"
 	"time"
@@ -13,7 +14,7 @@ import (
 type Config struct {
 	Node        muster.NodeName
 	Capacity    int           // commands held: not final, or their last report is not stored; default 4096
-	Memory      int           // ids of commands, over or held, default 1,000,000, of some 150 bytes each
+	Memory      int           // commands that are over and remembered, default 1,000,000, of some 50 bytes each
 	Withdrawals int           // cancels of what has not come, default 10,000, of some 300 bytes each
 	Share       int           // of Withdrawals, for one caller, default a tenth
 	NoSeq       int           // noseq commands that run at once, default 16
@@ -25,8 +26,8 @@ type Config struct {
 
 // Limits that are not worth a setting.
 const (
-	maxStarts  = 5              // runs of one idempotent command that ended with the agent itself, not by themselves
-	seenMargin = 24 * time.Hour // kept after the deadline, against clocks that step back
+	maxStarts    = 5              // runs of one idempotent command that ended with the agent itself, not by themselves
+	cancelMargin = 24 * time.Hour // withdrawals are kept that long after the deadline, against clocks that step back
 )
 
 // DefaultBackoff waits 1 s, 2 s, 4 s and so on, at most 5 minutes.
@@ -39,7 +40,9 @@ func DefaultBackoff(attempt int) time.Duration {
 type Inbox struct {
 	cfg       Config
 	commands  map[muster.CommandID]*entry // not yet over
-	seen      map[muster.CommandID]time.Time
+	memory    *memory
+	read      map[string]uint64                 // highest sequence taken in, by stream of the broker
+	marks     map[string]bool                   // streams of which that is not written yet
 	withdrew  map[muster.CommandID][]Withdrawal // one of each caller
 	cancels   int                               // withdrawals in withdrew
 	cancelsOf map[string]int                    // of each caller
@@ -85,7 +88,9 @@ func New(cfg Config, state State, now time.Time) *Inbox {
 	b := &Inbox{
 		cfg:       cfg,
 		commands:  make(map[muster.CommandID]*entry),
-		seen:      make(map[muster.CommandID]time.Time),
+		memory:    newMemory(cfg.Memory, state, now),
+		read:      make(map[string]uint64),
+		marks:     make(map[string]bool),
 		withdrew:  make(map[muster.CommandID][]Withdrawal),
 		cancelsOf: make(map[string]int),
 		lanes:     make(map[muster.Lane][]*entry),
@@ -94,8 +99,10 @@ func New(cfg Config, state State, now time.Time) *Inbox {
 		paused:    cfg.Paused,
 	}
 	for _, s := range state.Seen {
-		b.seen[s.ID] = s.Until
-		b.timers.add(s.Until, s.ID)
+		b.nextSeq = max(b.nextSeq, s.Seq+1)
+	}
+	for _, m := range state.Read {
+		b.read[m.Stream] = m.Seq
 	}
 	for _, w := range state.Withdrawals {
 		b.keepWithdrawal(w)
@@ -145,7 +152,7 @@ func (b *Inbox) Room() int {
 	if b.cancels >= b.cfg.Withdrawals {
 		return 0
 	}
-	return max(min(b.cfg.Capacity, b.cfg.Memory-len(b.seen))-len(b.commands), 0)
+	return max(b.cfg.Capacity-len(b.commands), 0)
 }
 
 // Len returns the number of commands that are not final.
@@ -162,28 +169,73 @@ func (b *Inbox) Running() int {
 	return n
 }
 
-// Known reports whether a command of this id was taken in before.
-func (b *Inbox) Known(id muster.CommandID) bool {
-	_, live := b.commands[id]
-	_, over := b.seen[id]
-	return live || over
+// A Recall is what an Inbox knows of a delivery.
+type Recall int
+
+// The recalls.
+const (
+	Fresh    Recall = iota // its id was not seen, as far as is remembered
+	Again                  // the very message of the broker that was taken in before
+	Replay                 // the same command, stored with the broker once more
+	Conflict               // another command under an id that is taken
+)
+
+// Recall says whether a delivery was taken in before. That the broker delivers
+// a message again is ordinary, since acknowledgements are lost; that somebody
+// stores a command again is worth a note.
+func (b *Inbox) Recall(d Delivery) Recall {
+	before, known := b.content(d.Command.ID)
+	switch {
+	case !known:
+		return Fresh
+	case before != 0 && before != Content(d.Command, d.Caller):
+		return Conflict
+	case d.Stored.Seq > b.read[d.Stored.Stream]:
+		return Replay
+	}
+	return Again
 }
 
-// Deliver takes a command in. One that is known already, by its id, is only
-// acknowledged again.
+// content returns the content of the command of this id, 0 if that is not known.
+func (b *Inbox) content(id muster.CommandID) (content uint64, known bool) {
+	if e, live := b.commands[id]; live {
+		return Content(e.Command, e.Report.Caller), true
+	}
+	content, known = b.memory.content[KeyOf(id)]
+	return content, known
+}
+
+func (b *Inbox) known(id muster.CommandID) bool {
+	_, live := b.commands[id]
+	return live || b.over(id)
+}
+
+func (b *Inbox) over(id muster.CommandID) bool {
+	_, over := b.memory.content[KeyOf(id)]
+	return over
+}
+
+// Deliver takes a command in. One that was taken in before is only acknowledged
+// again. One that conflicts is not touched: its sender has to learn of it in
+// another way than by a report under an id that is not its own.
 func (b *Inbox) Deliver(now time.Time, d Delivery) {
+	recall := b.Recall(d)
+	if recall == Conflict {
+		return
+	}
 	if d.Token != 0 {
 		b.ready.Acks = append(b.ready.Acks, d.Token)
 	}
-	id := d.Command.ID
-	if _, known := b.commands[id]; known {
-		return
+	if d.Stored.Seq > b.read[d.Stored.Stream] {
+		b.read[d.Stored.Stream] = d.Stored.Seq
+		b.marks[d.Stored.Stream] = true
+		b.urgent = true
 	}
-	if _, over := b.seen[id]; over {
+	if recall != Fresh {
 		return
 	}
 	e := b.admit(d)
-	b.commands[id] = e
+	b.commands[d.Command.ID] = e
 	b.active++
 	if state, reason := b.verdict(now, d); state != muster.Accepted {
 		if d.Refusal != nil && state == muster.Refused {
@@ -225,6 +277,10 @@ func (b *Inbox) verdict(now time.Time, d Delivery) (muster.State, string) {
 	case c.IssuedAt.Before(b.lost) && !d.Idempotent:
 		return muster.Unknown, "it was issued before this node lost its journal and may have run already"
 	}
+	if gone, ok := b.memory.mayHave(c, d.Caller); ok {
+		return muster.Unknown, fmt.Sprintf("it was issued before %s and may have run already: this node does not remember all of that time",
+			time.Unix(int64(gone.Issued), 0).UTC().Format(time.RFC3339))
+	}
 	return muster.Accepted, ""
 }
 
@@ -244,7 +300,7 @@ func (b *Inbox) withdraw(c Cancel) {
 	if _, again := b.withdrawal(c.ID, c.Caller); again {
 		return
 	}
-	w := Withdrawal{ID: c.ID, Caller: c.Caller, Any: c.Any, Reason: c.Reason, Until: c.Until.Add(seenMargin)}
+	w := Withdrawal{ID: c.ID, Caller: c.Caller, Any: c.Any, Reason: c.Reason, Until: c.Until.Add(cancelMargin)}
 	b.keepWithdrawal(w)
 	b.write(Write{Withdraw: &w}, true)
 }
@@ -274,7 +330,7 @@ func (b *Inbox) dropWithdrawals(id muster.CommandID) {
 // not cost the others their room. No sender of muster has that many in force.
 func (b *Inbox) Overdrawn(c Cancel) *muster.Error {
 	_, again := b.withdrawal(c.ID, c.Caller)
-	if again || b.Known(c.ID) || b.cancelsOf[c.Caller] < b.cfg.Share {
+	if again || b.known(c.ID) || b.cancelsOf[c.Caller] < b.cfg.Share {
 		return nil
 	}
 	return muster.Errorf(muster.Full, "%d cancels of caller %q wait here for commands that have not come; no more are taken", b.cfg.Share, c.Caller)
@@ -285,7 +341,7 @@ func (b *Inbox) Overdrawn(c Cancel) *muster.Error {
 // the cancel of such a command: the caller comes again with it, and before any
 // command, once there is Room.
 func (b *Inbox) Cancel(now time.Time, c Cancel) bool {
-	if _, over := b.seen[c.ID]; over {
+	if b.over(c.ID) {
 		return true
 	}
 	e, known := b.commands[c.ID]
@@ -367,24 +423,18 @@ func (b *Inbox) Reported(id muster.CommandID, seq int) {
 	}
 	// The deletion is not urgent: if it is lost, the report is sent once more.
 	delete(b.commands, id)
-	until := e.Command.Deadline.Add(seenMargin)
-	b.seen[id] = until
-	b.timers.add(until, id)
-	b.write(Write{Remember: &Seen{ID: id, Until: until}}, false)
+	b.remember(e)
 	b.write(Write{Delete: e.Seq}, false)
 	b.dropWithdrawals(id)
 }
 
 // Tick lets time pass: deadlines, retries and waiting reports.
 func (b *Inbox) Tick(now time.Time) {
+	b.sweep(now)
 	b.schedule(now)
 }
 
 func (b *Inbox) tick(now time.Time, id muster.CommandID) {
-	if until, ok := b.seen[id]; ok && !now.Before(until) {
-		delete(b.seen, id)
-		b.write(Write{Forget: id}, false)
-	}
 	if all, ok := b.withdrew[id]; ok && !slices.ContainsFunc(all, func(w Withdrawal) bool { return now.Before(w.Until) }) {
 		b.dropWithdrawals(id)
 	}
@@ -406,7 +456,13 @@ func (b *Inbox) tick(now time.Time, id muster.CommandID) {
 }
 
 // Next returns when Tick must be called, zero if never.
-func (b *Inbox) Next() time.Time { return b.timers.next() }
+func (b *Inbox) Next() time.Time {
+	next := b.timers.next()
+	if b.memory.n > 0 && (next.IsZero() || b.memory.next.Before(next)) {
+		next = b.memory.next
+	}
+	return next
+}
 
 // Unwritten reports whether writes wait that no effect depends on. The caller
 // calls Flush within some seconds to have them written.
@@ -433,6 +489,10 @@ func (b *Inbox) Ready() Ready {
 	r := b.ready
 	b.ready = Ready{}
 	if b.urgent {
+		for _, stream := range slices.Sorted(maps.Keys(b.marks)) {
+			b.writes = append(b.writes, Write{Read: &Mark{stream, b.read[stream]}})
+		}
+		clear(b.marks)
 		r.Writes = b.writes
 		b.writes, b.urgent = nil, false
 	}

@@ -29,8 +29,26 @@ type Signer struct {
 // A Seen is the memory of a command that is over: enough to recognise it if it
 // comes again, until its deadline alone would stop it.
 type Seen struct {
-	ID    muster.CommandID `json:"id"`
-	Until time.Time        `json:"until"`
+	Seq      uint64 // of its record; the journal's key
+	Key      uint64 // KeyOf its id
+	Content  uint64 // Content of it, 0 when that is not known
+	Issued   uint32 // Seconds
+	Deadline uint32 // Seconds
+	Caller   string // empty when that is not known
+}
+
+// A Forgotten says which commands of a caller may have run though they are not
+// remembered: those that were issued until a time and due until another.
+type Forgotten struct {
+	Caller   string `json:"caller"` // empty: it holds for all
+	Issued   uint32 `json:"issued"` // Seconds
+	Deadline uint32 `json:"deadline"`
+}
+
+// A Mark says how far the node has read a stream of the broker.
+type Mark struct {
+	Stream string `json:"stream"`
+	Seq    uint64 `json:"seq"` // the highest of the stream that was taken in
 }
 
 // A Withdrawal is a cancel that arrived before its command, or during a run
@@ -52,7 +70,9 @@ type Write struct {
 	Put        *Record
 	Delete     uint64 // sequence of a record that is over
 	Remember   *Seen
-	Forget     muster.CommandID // of a Seen
+	Forget     uint64     // sequence of a Seen
+	Forgot     *Forgotten // in place of that caller's before; without times, that one goes
+	Read       *Mark
 	Withdraw   *Withdrawal
 	Unwithdraw muster.CommandID // all withdrawals of a command
 }
@@ -60,7 +80,9 @@ type Write struct {
 // State is the journal's content, as read when a node starts.
 type State struct {
 	Records     []Record // any order
-	Seen        []Seen
+	Seen        []Seen   // in the order of their sequence
+	Forgotten   []Forgotten
+	Read        []Mark
 	Withdrawals []Withdrawal
 	// Lost is the time at which an earlier journal was found unreadable, zero
 	// if that never happened. What was issued before may have run already.
@@ -76,6 +98,7 @@ type Delivery struct {
 	Refusal    *muster.Error // not nil: the command must not run, and why
 	Idempotent bool
 	Token      uint64 // names the delivery in Ready.Acks; 0 for none
+	Stored     Mark   // where the broker has it
 }
 
 // A Cancel asks that a command not run, or be stopped.

@@ -3,7 +3,7 @@ package delivery
 import "fmt"
 
 // shortages tell operators in time that room is nearly gone.
-type shortages struct{ commands, withdrawals gauge }
+type shortages struct{ commands, withdrawals, ids gauge }
 
 // A gauge does not go up and down at each command near its limit.
 type gauge bool
@@ -32,6 +32,10 @@ func (b *Inbox) Shortages() []string {
 	if b.few.withdrawals.read(b.cancels, b.cfg.Withdrawals, most(b.cfg.Withdrawals)) {
 		all = append(all, fmt.Sprintf("it holds more than %d cancels of commands that have not come; at %d it takes no commands",
 			most(b.cfg.Withdrawals)-b.cfg.Withdrawals/10, b.cfg.Withdrawals))
+	}
+	if b.few.ids.read(b.memory.n, b.cfg.Memory, most(b.cfg.Memory)) {
+		all = append(all, fmt.Sprintf("it remembers more than %d commands; from %d on it forgets the oldest of the busiest caller, whose commands are unknown if they come that late",
+			most(b.cfg.Memory)-b.cfg.Memory/10, b.cfg.Memory))
 	}
 	return all
 }

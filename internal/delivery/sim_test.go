@@ -17,13 +17,15 @@ import (
 // A model is a journal that applies writes all or none.
 type model struct {
 	records     map[uint64]string // as JSON: the journal shares nothing with the Inbox
-	seen        map[muster.CommandID]Seen
+	seen        map[uint64]Seen
+	forgotten   map[string]Forgotten
+	read        map[string]uint64
 	withdrawals map[string]Withdrawal
 }
 
 func (j *model) apply(writes []Write) {
 	if j.records == nil {
-		*j = model{map[uint64]string{}, map[muster.CommandID]Seen{}, map[string]Withdrawal{}}
+		*j = model{map[uint64]string{}, map[uint64]Seen{}, map[string]Forgotten{}, map[string]uint64{}, map[string]Withdrawal{}}
 	}
 	for _, w := range writes {
 		switch {
@@ -36,9 +38,15 @@ func (j *model) apply(writes []Write) {
 		case w.Delete != 0:
 			delete(j.records, w.Delete)
 		case w.Remember != nil:
-			j.seen[w.Remember.ID] = *w.Remember
-		case w.Forget != "":
+			j.seen[w.Remember.Seq] = *w.Remember
+		case w.Forget != 0:
 			delete(j.seen, w.Forget)
+		case w.Forgot != nil && w.Forgot.Deadline == 0:
+			delete(j.forgotten, w.Forgot.Caller)
+		case w.Forgot != nil:
+			j.forgotten[w.Forgot.Caller] = *w.Forgot
+		case w.Read != nil:
+			j.read[w.Read.Stream] = w.Read.Seq
 		case w.Withdraw != nil:
 			j.withdrawals[string(w.Withdraw.ID)+"@"+w.Withdraw.Caller] = *w.Withdraw
 		case w.Unwithdraw != "":
@@ -56,7 +64,15 @@ func (j *model) state() State {
 		}
 		s.Records = append(s.Records, r)
 	}
-	return State{s.Records, slices.Collect(maps.Values(j.seen)), slices.Collect(maps.Values(j.withdrawals)), s.Lost}
+	for _, seq := range slices.Sorted(maps.Keys(j.seen)) {
+		s.Seen = append(s.Seen, j.seen[seq])
+	}
+	for stream, seq := range j.read {
+		s.Read = append(s.Read, Mark{stream, seq})
+	}
+	s.Forgotten = slices.Collect(maps.Values(j.forgotten))
+	s.Withdrawals = slices.Collect(maps.Values(j.withdrawals))
+	return s
 }
 
 // sent is what the simulation knows of a command that no part of muster does.
@@ -124,6 +140,26 @@ func (s *sim) connect() {
 	}
 }
 
+// expire removes what the broker does not keep any longer: of what the node has
+// had, so that it tells the end of each command.
+func (s *sim) expire() {
+	for i := 0; i < len(s.queue); {
+		c := s.cmds[s.queue[i]]
+		if c.final != "" && s.now.After(c.d.Command.Deadline.Add(time.Minute)) {
+			s.unqueue(i)
+			continue
+		}
+		i++
+	}
+}
+
+func (s *sim) unqueue(i int) {
+	s.queue = slices.Delete(s.queue, i, i+1)
+	if i < s.cursor {
+		s.cursor--
+	}
+}
+
 // crash ends the agent with everything that it had in memory, and starts it.
 func (s *sim) crash() {
 	st := s.journal.state()
@@ -140,7 +176,7 @@ func (s *sim) crash() {
 	clear(s.running)
 	s.reports = nil
 	if s.faults.forgetSeen {
-		st.Seen = nil
+		st.Seen, st.Forgotten = nil, nil
 	}
 	s.box = New(Config{NoSeq: 3, Paused: s.paused}, st, s.now)
 	s.connect()
@@ -195,10 +231,7 @@ func (s *sim) acks(tokens []uint64) {
 		}
 		id := s.ids[token-1]
 		if i := slices.Index(s.queue, id); i >= 0 {
-			s.queue = slices.Delete(s.queue, i, i+1)
-			if i < s.cursor {
-				s.cursor--
-			}
+			s.unqueue(i)
 		}
 		s.cmds[id].acked = true
 	}
@@ -363,6 +396,7 @@ func (s *sim) step() {
 		s.carry(3) // what was decided is done at its time
 		s.carry(0)
 		s.now = s.now.Add(time.Duration(s.rng.IntN(4000)) * time.Millisecond)
+		s.expire()
 		if s.chance(70) {
 			s.box.Tick(s.now)
 		}
@@ -397,14 +431,16 @@ func simulate(seed uint64, f faults) error {
 		for len(s.reports) > 0 {
 			s.stored(false)
 		}
+		s.carry(0) // what was decided is done at its time
 		s.now = s.now.Add(3 * time.Second)
+		s.expire()
 		s.box.Tick(s.now)
 	}
 	s.carry(0)
 	for len(s.reports) > 0 && s.err == nil {
 		s.stored(false)
 	}
-	s.now = s.now.Add(2 * seenMargin)
+	s.now = s.now.Add(2 * cancelMargin)
 	s.box.Tick(s.now)
 	s.box.Flush()
 	s.carry(0)

@@ -19,6 +19,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"slices"
 	"syscall"
 	"time"
 
@@ -32,15 +33,19 @@ import (
 // Buckets of the file.
 var (
 	bucketRecords     = []byte("records")     // sequence, 8 bytes big endian -> delivery.Record
-	bucketSeen        = []byte("seen")        // command id -> delivery.Seen
+	bucketIDs         = []byte("ids")         // sequence, 8 bytes big endian -> see encodeSeen
+	bucketForgotten   = []byte("forgotten")   // @ caller -> delivery.Forgotten
 	bucketWithdrawals = []byte("withdrawals") // command id @ caller -> delivery.Withdrawal
+	bucketRead        = []byte("read")        // stream of the broker -> delivery.Mark
 	bucketMeta        = []byte("meta")
 	keyLost           = []byte("lost")    // time at which an earlier journal was lost
 	keyVersion        = []byte("version") // of this format
 )
 
-// version of the file's format.
-const version = "1"
+var buckets = [][]byte{bucketRecords, bucketIDs, bucketForgotten, bucketWithdrawals, bucketRead, bucketMeta}
+
+// version of the file's format. One of version 1 is brought up to date.
+const version = "2"
 
 // A Journal is an open file. It is safe for concurrent use.
 type Journal struct {
@@ -58,7 +63,7 @@ func Open(path string, now time.Time) (*Journal, delivery.State, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return nil, delivery.State{}, muster.Errorf(muster.Unavailable, "journal: make its folder: %w", err)
 	}
-	j, state, err := find(path)
+	j, state, err := find(path, now)
 	switch {
 	case err == nil:
 		return j, state, j.mark(path, now)
@@ -70,7 +75,7 @@ func Open(path string, now time.Time) (*Journal, delivery.State, error) {
 	if err != nil {
 		return nil, delivery.State{}, err
 	}
-	if j, state, err = load(path); err != nil {
+	if j, state, err = load(path, now); err != nil {
 		return nil, delivery.State{}, err
 	}
 	j.SetAside, j.Cause = aside, cause
@@ -95,11 +100,11 @@ func (j *Journal) mark(path string, now time.Time) error {
 
 // find loads the journal. One that is missing though there was one is as bad
 // as one that cannot be read.
-func find(path string) (*Journal, delivery.State, error) {
+func find(path string, now time.Time) (*Journal, delivery.State, error) {
 	if !exists(path) && exists(marker(path)) {
 		return nil, delivery.State{}, muster.Errorf(muster.Corrupt, "journal: %s is missing, though there was one", path)
 	}
-	return load(path)
+	return load(path, now)
 }
 
 // replace sets an unreadable file aside and puts an empty journal in its place
@@ -110,7 +115,7 @@ func replace(path string, now time.Time) (aside string, err error) {
 	if err := os.Remove(fresh); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return "", muster.Errorf(muster.Unavailable, "journal: remove a leftover: %w", err)
 	}
-	j, _, err := load(fresh)
+	j, _, err := load(fresh, now)
 	if err != nil {
 		return "", err
 	}
@@ -149,7 +154,7 @@ func setAside(path string, now time.Time) (aside string, err error) {
 
 // load opens and reads a file. An error of kind Corrupt means that its content
 // cannot be trusted.
-func load(path string) (j *Journal, state delivery.State, err error) {
+func load(path string, now time.Time) (j *Journal, state delivery.State, err error) {
 	existed := exists(path)
 	// bbolt panics where it meets pages that make no sense, and faults where
 	// pages are missing.
@@ -174,6 +179,9 @@ func load(path string) (j *Journal, state delivery.State, err error) {
 	}
 	j = &Journal{db: db}
 	if err = j.prepare(); err != nil {
+		return nil, state, err
+	}
+	if err = j.upgrade(now); err != nil {
 		return nil, state, err
 	}
 	state, err = j.read()
@@ -237,18 +245,18 @@ func isFormat(err error) bool {
 func (j *Journal) prepare() error {
 	ready := false
 	err := j.db.View(func(tx *bbolt.Tx) error {
-		ready = true
-		for _, b := range [][]byte{bucketRecords, bucketSeen, bucketWithdrawals, bucketMeta} {
-			ready = ready && tx.Bucket(b) != nil
+		ready = isOld(tx)
+		if !ready {
+			ready = !slices.ContainsFunc(buckets, func(b []byte) bool { return tx.Bucket(b) == nil }) &&
+				string(tx.Bucket(bucketMeta).Get(keyVersion)) == version
 		}
-		ready = ready && string(tx.Bucket(bucketMeta).Get(keyVersion)) == version
 		return nil
 	})
 	if err != nil || ready {
 		return err
 	}
 	err = j.db.Update(func(tx *bbolt.Tx) error {
-		for _, b := range [][]byte{bucketRecords, bucketSeen, bucketWithdrawals, bucketMeta} {
+		for _, b := range buckets {
 			if _, err := tx.CreateBucketIfNotExists(b); err != nil {
 				return err
 			}
@@ -257,6 +265,8 @@ func (j *Journal) prepare() error {
 		switch v := meta.Get(keyVersion); {
 		case v == nil:
 			return meta.Put(keyVersion, []byte(version))
+		case string(v) == oldVersion:
+			return muster.Errorf(muster.Corrupt, "journal: a part of it is missing")
 		case string(v) != version:
 			return muster.Errorf(muster.Unsupported, "journal: its format has version %q; this muster knows %q", v, version).
 				WithHint("install a newer muster here")
@@ -298,10 +308,16 @@ func (j *Journal) read() (delivery.State, error) {
 			}
 			s.Lost = t
 		}
-		return errors.Join(
+		err := errors.Join(
 			readAll(tx, bucketRecords, &s.Records),
-			readAll(tx, bucketSeen, &s.Seen),
 			readAll(tx, bucketWithdrawals, &s.Withdrawals))
+		if err != nil || isOld(tx) {
+			return err
+		}
+		return errors.Join(
+			readSeen(tx, &s.Seen),
+			readAll(tx, bucketForgotten, &s.Forgotten),
+			readAll(tx, bucketRead, &s.Read))
 	})
 	if err != nil {
 		return delivery.State{}, muster.Errorf(muster.Corrupt, "journal: %s: %w", j.db.Path(), err)
@@ -358,6 +374,7 @@ func decode(v []byte, x any) error {
 // Apply makes the changes durable, all or none.
 func (j *Journal) Apply(writes []delivery.Write) error {
 	err := j.db.Update(func(tx *bbolt.Tx) error {
+		tx.Bucket(bucketIDs).FillPercent = fillIDs
 		for _, w := range writes {
 			if err := apply(tx, w); err != nil {
 				return err
@@ -385,9 +402,15 @@ func apply(tx *bbolt.Tx, w delivery.Write) error {
 	case w.Delete != 0:
 		return tx.Bucket(bucketRecords).Delete(sequence(w.Delete))
 	case w.Remember != nil:
-		return put(bucketSeen, []byte(w.Remember.ID), w.Remember)
-	case w.Forget != "":
-		return tx.Bucket(bucketSeen).Delete([]byte(w.Forget))
+		return tx.Bucket(bucketIDs).Put(sequence(w.Remember.Seq), encodeSeen(*w.Remember))
+	case w.Forget != 0:
+		return tx.Bucket(bucketIDs).Delete(sequence(w.Forget))
+	case w.Forgot != nil && w.Forgot.Issued == 0 && w.Forgot.Deadline == 0:
+		return tx.Bucket(bucketForgotten).Delete([]byte("@" + w.Forgot.Caller))
+	case w.Forgot != nil:
+		return put(bucketForgotten, []byte("@"+w.Forgot.Caller), w.Forgot)
+	case w.Read != nil:
+		return put(bucketRead, []byte(w.Read.Stream), w.Read)
 	case w.Withdraw != nil:
 		return put(bucketWithdrawals, []byte(string(w.Withdraw.ID)+"@"+w.Withdraw.Caller), w.Withdraw)
 	case w.Unwithdraw != "":

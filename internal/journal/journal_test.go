@@ -26,12 +26,16 @@ func record(n int) delivery.Record {
 	}
 }
 
+func seen(n int) *delivery.Seen {
+	return &delivery.Seen{Seq: uint64(n), Key: uint64(n) << 40, Content: 7, Issued: 8, Deadline: 9, Caller: "alice"}
+}
+
 func writes(n int) []delivery.Write {
 	var all []delivery.Write
 	for i := 1; i <= n; i++ {
 		r := record(i)
 		all = append(all, delivery.Write{Put: &r},
-			delivery.Write{Remember: &delivery.Seen{ID: muster.CommandID(fmt.Sprintf("s%d", i)), Until: epoch}},
+			delivery.Write{Remember: seen(i)},
 			delivery.Write{Withdraw: &delivery.Withdrawal{ID: muster.CommandID(fmt.Sprintf("w%d", i)), Caller: "eve", Until: epoch}})
 	}
 	return all
@@ -63,7 +67,10 @@ func TestRoundTrip(t *testing.T) {
 	mustApply(t, j,
 		delivery.Write{Withdraw: &delivery.Withdrawal{ID: "w1", Caller: "alice", Until: epoch}},
 		delivery.Write{Withdraw: &delivery.Withdrawal{ID: "w10", Caller: "alice", Until: epoch}},
-		delivery.Write{Delete: 1}, delivery.Write{Forget: "s1"}, delivery.Write{Unwithdraw: "w1"})
+		delivery.Write{Delete: 1}, delivery.Write{Forget: 1}, delivery.Write{Unwithdraw: "w1"},
+		delivery.Write{Forgot: &delivery.Forgotten{Issued: 1}}, delivery.Write{Forgot: &delivery.Forgotten{Caller: "eve", Deadline: 2}},
+		delivery.Write{Forgot: &delivery.Forgotten{Caller: "bob", Deadline: 2}}, delivery.Write{Forgot: &delivery.Forgotten{Caller: "bob"}},
+		delivery.Write{Read: &delivery.Mark{Stream: "s", Seq: 3}}, delivery.Write{Read: &delivery.Mark{Stream: "s", Seq: 4}})
 	if err := j.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -71,6 +78,15 @@ func TestRoundTrip(t *testing.T) {
 	defer j.Close()
 	if len(s.Records) != 19 || len(s.Seen) != 19 || len(s.Withdrawals) != 20 {
 		t.Errorf("got %d records, %d seen, %d withdrawals; want 19, 19, 20", len(s.Records), len(s.Seen), len(s.Withdrawals))
+	}
+	if !reflect.DeepEqual(s.Seen[0], *seen(2)) {
+		t.Errorf("got %+v, want %+v", s.Seen[0], *seen(2))
+	}
+	if want := []delivery.Forgotten{{Issued: 1}, {Caller: "eve", Deadline: 2}}; !reflect.DeepEqual(s.Forgotten, want) {
+		t.Errorf("got %+v, want %+v", s.Forgotten, want)
+	}
+	if want := []delivery.Mark{{Stream: "s", Seq: 4}}; !reflect.DeepEqual(s.Read, want) {
+		t.Errorf("got %+v, want %+v", s.Read, want)
 	}
 	if want := record(2); !reflect.DeepEqual(s.Records[0], want) {
 		t.Errorf("got %+v, want %+v", s.Records[0], want)
@@ -266,7 +282,7 @@ func TestReadOnlyFolder(t *testing.T) {
 func TestNewerFormat(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "journal")
 	j, _ := mustOpen(t, path)
-	setVersion(t, j, "2")
+	setVersion(t, j, "3")
 	j.Close()
 	if _, _, err := Open(path, epoch); muster.KindOf(err) != muster.Unsupported {
 		t.Errorf("got %v", err)

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/fnv"
+	"io"
 	"os"
 )
 
@@ -14,18 +15,23 @@ import (
 // it opens a file, where a wild page number is a fault or a panic that nobody
 // can catch.
 func verify(path string) error {
-	data, err := os.ReadFile(path)
+	r, err := os.Open(path)
 	if err != nil {
 		return err
 	}
-	f := file{data: data, used: make(map[uint64]bool)}
+	defer r.Close()
+	st, err := r.Stat()
+	if err != nil {
+		return err
+	}
+	f := file{r: r, length: uint64(st.Size()), used: make(map[uint64]bool)}
 	m, err := f.newest()
 	if err != nil {
 		return err
 	}
 	f.high = m.high
-	if m.high < 3 || m.high > uint64(len(data))/f.size {
-		return fmt.Errorf("the file has %d bytes; its content needs %d pages of %d", len(data), m.high, f.size)
+	if m.high < 3 || m.high > f.length/f.size {
+		return fmt.Errorf("the file has %d bytes; its content needs %d pages of %d", f.length, m.high, f.size)
 	}
 	f.used[0], f.used[1] = true, true
 	if m.freelist != ^uint64(0) {
@@ -52,12 +58,24 @@ const (
 var order = binary.NativeEndian
 
 type file struct {
-	data []byte
-	size uint64 // of a page
-	high uint64 // first page that was never used
-	used map[uint64]bool
+	r      io.ReaderAt
+	length uint64
+	size   uint64 // of a page
+	high   uint64 // first page that was never used
+	used   map[uint64]bool
 	// young is whether nothing was written yet: only then is the root empty.
 	young bool
+}
+
+// read returns n bytes of the file. Only the pages on the way to one are in
+// memory: a journal can be large.
+func (f *file) read(at, n uint64) ([]byte, error) {
+	if at+n > f.length {
+		return nil, errors.New("it is too short")
+	}
+	p := make([]byte, n)
+	_, err := f.r.ReadAt(p, int64(at))
+	return p, err
 }
 
 type meta struct{ root, freelist, high, txid uint64 }
@@ -65,10 +83,11 @@ type meta struct{ root, freelist, high, txid uint64 }
 // newest returns the newer of the two headers. Both must be whole: bbolt would
 // fall back to the older one, and forget that a command has run.
 func (f *file) newest() (meta, error) {
-	if len(f.data) < pageHeader+metaSum+8 {
-		return meta{}, errors.New("it is too short")
+	head, err := f.read(0, pageHeader+metaSum+8)
+	if err != nil {
+		return meta{}, err
 	}
-	f.size = uint64(order.Uint32(f.data[pageHeader+8:]))
+	f.size = uint64(order.Uint32(head[pageHeader+8:]))
 	if f.size < 1024 || f.size > 1<<16 {
 		return meta{}, fmt.Errorf("pages of %d bytes are not possible", f.size)
 	}
@@ -90,11 +109,10 @@ func (f *file) newest() (meta, error) {
 }
 
 func (f *file) meta(n uint64) (meta, error) {
-	at := n * f.size
-	if at+pageHeader+metaSum+8 > uint64(len(f.data)) {
-		return meta{}, errors.New("it is too short")
+	b, err := f.read(n*f.size+pageHeader, metaSum+8)
+	if err != nil {
+		return meta{}, err
 	}
-	b := f.data[at+pageHeader:]
 	sum := fnv.New64a()
 	sum.Write(b[:metaSum])
 	if order.Uint32(b) != metaMagic || order.Uint32(b[4:]) != metaVersion ||
@@ -109,9 +127,12 @@ func (f *file) tree(id uint64, depth int, within bounds) error {
 	if id < 2 || id >= f.high || depth > maxDepth {
 		return fmt.Errorf("page %d at depth %d is out of range", id, depth)
 	}
-	at := id * f.size
-	overflow := uint64(order.Uint32(f.data[at+12:]))
-	if order.Uint64(f.data[at:]) != id || overflow >= f.high-id {
+	p, err := f.read(id*f.size, f.size)
+	if err != nil {
+		return err
+	}
+	overflow := uint64(order.Uint32(p[12:]))
+	if order.Uint64(p) != id || overflow >= f.high-id {
 		return fmt.Errorf("page %d has a wrong header", id)
 	}
 	for i := id; i <= id+overflow; i++ {
@@ -120,7 +141,12 @@ func (f *file) tree(id uint64, depth int, within bounds) error {
 		}
 		f.used[i] = true
 	}
-	return f.page(f.data[at:at+(overflow+1)*f.size], id, depth, within)
+	if overflow > 0 {
+		if p, err = f.read(id*f.size, (overflow+1)*f.size); err != nil {
+			return err
+		}
+	}
+	return f.page(p, id, depth, within)
 }
 
 // page checks one page with its overflow, or one that stands within a value.
