@@ -160,7 +160,7 @@ func TestRunIsEnded(t *testing.T) {
 		})
 		until(t, "the run has begun", func() bool { return readPID(pidFile) > 0 })
 		if name == "cancel" {
-			if err := c.Cancel(t.Context(), r.ID, nil, ""); err != nil {
+			if _, err := c.Cancel(t.Context(), r.ID, nil, ""); err != nil {
 				t.Fatal(err)
 			}
 		}

@@ -141,7 +141,7 @@ func TestCancel(t *testing.T) {
 		time.Sleep(time.Second)
 		cancel := func(r client.Receipt) {
 			t.Helper()
-			if err := w.client.Cancel(t.Context(), r.ID, nil, "no longer wanted"); err != nil {
+			if _, err := w.client.Cancel(t.Context(), r.ID, nil, "no longer wanted"); err != nil {
 				t.Fatal(err)
 			}
 			time.Sleep(time.Second)

@@ -350,11 +350,14 @@ runs anything.`,
 					p.say("dry run: %s would be cancelled", plural(len(nodes), "command"))
 					return nil
 				}
-				if err := c.Cancel(ctx, key.ID, nodes, reason); err != nil {
-					return err
+				n, err := c.Cancel(ctx, key.ID, nodes, reason)
+				if n > 0 {
+					p.say("asked to cancel %s; the outcome: muster command show %s", plural(n, "command"), key.ID)
 				}
-				p.say("asked to cancel %s; the outcome: muster command show %s", plural(len(nodes), "command"), key.ID)
-				return nil
+				if n == 0 && err == nil {
+					err = muster.Errorf(muster.Conflict, "nothing to cancel: the nodes were removed")
+				}
+				return err
 			})
 		}),
 	}

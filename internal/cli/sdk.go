@@ -21,7 +21,7 @@ type SDK interface {
 	History(ctx context.Context, q client.HistoryQuery) ([]client.Status, error)
 	Command(ctx context.Context, key muster.Key) ([]client.Status, error)
 	Output(ctx context.Context, s client.Status, stream string, w io.Writer) error
-	Cancel(ctx context.Context, id muster.CommandID, nodes []muster.NodeName, reason string) error
+	Cancel(ctx context.Context, id muster.CommandID, nodes []muster.NodeName, reason string) (int, error)
 	Events(ctx context.Context, q client.EventQuery, handle func(client.Event) error) error
 	DeadLetters(ctx context.Context, node muster.NodeName) ([]client.DeadLetter, error)
 	DeadLetterCount(ctx context.Context) (uint64, error)
