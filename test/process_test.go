@@ -126,6 +126,10 @@ func TestKilledInTheMiddle(t *testing.T) {
 	lost := shell(t, c, script, nil)
 	until(t, "the run has begun", func() bool { return readPID(pidFile) > 0 })
 	child := readPID(pidFile)
+	otherFile := filepath.Join(l.Dir, "other")
+	other := shell(t, c, `setsid sh -c 'echo $$ > `+otherFile+`.new; mv `+otherFile+`.new `+otherFile+`; exec sleep 100000' & wait`,
+		func(r *client.Request) { r.NoSeq = true })
+	until(t, "the other run has begun", func() bool { return readPID(otherFile) > 0 })
 	again := shell(t, c, `echo run >>`+filepath.Join(l.Dir, "again")+`; test $(wc -l <`+filepath.Join(l.Dir, "again")+`) -ge 2 || sleep 100000`,
 		func(r *client.Request) { r.Idempotent, r.NoSeq = true, true })
 	until(t, "the second run has begun", func() bool { _, err := os.Stat(filepath.Join(l.Dir, "again")); return err == nil })
@@ -137,12 +141,16 @@ func TestKilledInTheMiddle(t *testing.T) {
 	}
 	s := final(t, c, lost)
 	if s.State != muster.Unknown || s.Result == nil || string(s.Result.Stdout.Inline) != "before\n" {
-		t.Errorf("got %s with result %+v, want unknown with the output so far", s.State, s.Result)
-	}
-	if s.Result != nil && (s.Result.Child == nil || s.Result.Child.Ended == 0) {
-		t.Errorf("what is known of the processes is missing: %+v", s.Result.Child)
+		t.Fatalf("got %s with result %+v, want unknown with the output so far", s.State, s.Result)
 	}
 	ended(t, child)
+	ended(t, readPID(otherFile))
+	// Each has its own: perhaps that of the shell which the death of the agent
+	// was about to end, so that only the difference is certain.
+	o := final(t, c, other)
+	if o.Result == nil || o.Result.Child == nil || o.Result.Child.Ended == 0 || s.Result.Child == nil || o.Result.Child.PID == s.Result.Child.PID {
+		t.Errorf("of the processes %d and %d is known: %+v and %+v", child, readPID(otherFile), s.Result, o.Result)
+	}
 	if s := final(t, c, again); s.State != muster.Done {
 		t.Errorf("the idempotent command: got %s (%s), want done", s.State, s.Reason)
 	}

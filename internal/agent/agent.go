@@ -54,7 +54,7 @@ type Options struct {
 	// EndOrphans ends the processes that an earlier agent left behind, which
 	// are known by a NAME=VALUE of their environment. Nil where that is not
 	// possible.
-	EndOrphans func(ctx context.Context, tag string) ([]muster.Child, error)
+	EndOrphans func(ctx context.Context, tag string) ([]method.Orphan, error)
 	Heartbeat  time.Duration // default DefaultHeartbeat
 	MaxOutput  int64         // bytes kept of each stream of a run, default DefaultMaxOutput
 	Log        *slog.Logger
@@ -249,7 +249,7 @@ func (a *Agent) tag() string { return "MUSTER_AGENT=" + a.o.Fleet + "/" + string
 // endOrphans ends what an earlier agent left running and adds to each
 // interrupted command what is known of it.
 func (a *Agent) endOrphans(ctx context.Context, state delivery.State) {
-	var ended []muster.Child
+	var ended []method.Orphan
 	if a.o.EndOrphans != nil {
 		var err error
 		if ended, err = a.o.EndOrphans(ctx, a.tag()); err != nil {
@@ -263,9 +263,27 @@ func (a *Agent) endOrphans(ctx context.Context, state delivery.State) {
 			continue
 		}
 		result := a.spools.recover(r.Command.ID)
-		if len(ended) > 0 {
-			result.Child = &muster.Child{PID: ended[0].PID, Started: ended[0].Started, Ended: len(ended)}
-		}
+		result.Child = childOf(r.Command.ID, ended)
 		r.Report.Result = &result
 	}
+}
+
+// childOf returns what is known of the processes of a command: the oldest of
+// them, and how many there were; nil when there was none.
+func childOf(id muster.CommandID, ended []method.Orphan) *muster.Child {
+	var child *muster.Child
+	n := 0
+	for _, o := range ended {
+		if o.Command != id {
+			continue
+		}
+		n++
+		if child == nil || o.Started.Before(child.Started) {
+			child = &muster.Child{PID: o.PID, Started: o.Started}
+		}
+	}
+	if child != nil {
+		child.Ended = n
+	}
+	return child
 }

@@ -22,7 +22,7 @@ func (a *Agent) invoke(ctx context.Context, m method.Method, s delivery.Start) m
 	outcome, err := a.safely(ctx, m, method.Invocation{
 		Key: key, Caller: s.Caller, Attempt: s.Attempt, Input: s.Command.Input,
 		Stdout: out, Stderr: errs,
-		Env: []string{a.tag(), "MUSTER_COMMAND=" + string(key.ID), "MUSTER_NODE=" + string(key.Node)},
+		Env: []string{a.tag(), method.CommandVariable + "=" + string(key.ID), "MUSTER_NODE=" + string(key.Node)},
 	})
 	stop()
 	result := muster.Result{ExitCode: outcome.ExitCode, Output: outcome.Output, Stdout: out.finish(), Stderr: errs.finish()}

@@ -201,6 +201,13 @@ func (p *program) commandText(ctx context.Context, c SDK, s client.Status) error
 	if r == nil {
 		return nil
 	}
+	if c := r.Child; c != nil {
+		more := ""
+		if c.Ended > 1 {
+			more = fmt.Sprintf(", and %d more", c.Ended-1)
+		}
+		field("left over", fmt.Sprintf("process %d, started %s%s, ended by the next agent", c.PID, stamp(c.Started), more))
+	}
 	data("output", r.Output)
 	if r.Error != nil {
 		field("error", r.Error.Message)

@@ -79,3 +79,17 @@ bb    done   0     -     -
 		t.Errorf("got\n%s\nwant\n%s", out, want)
 	}
 }
+
+// What an interrupted run left behind is shown.
+func TestShowLeftOver(t *testing.T) {
+	s := endedAs(muster.Unknown, 0, "")
+	s.ID, s.Node = "S0", "a"
+	s.Result = &muster.Result{Child: &muster.Child{PID: 4711, Started: noon, Ended: 3}}
+	f := &retrying{fakeSDK{nodes: two(true)}, s}
+	if _, out, _ := tryWith(t.Context(), f, "command", "show", "S0"); !strings.Contains(out, "left over process 4711, started "+stamp(noon)+", and 2 more, ended by the next agent\n") {
+		t.Errorf("got\n%s", out)
+	}
+	if _, out, _ := tryWith(t.Context(), f, "command", "show", "S0", "-o", "jsonl"); !strings.Contains(out, `"child":{"pid":4711,`) {
+		t.Errorf("got\n%s", out)
+	}
+}

@@ -39,6 +39,7 @@ type outcome struct {
 	OutputError  string              `json:"output_error,omitempty"`    // why output that there is is not in here
 	Truncated    int64               `json:"truncated_bytes,omitempty"` // of both, dropped on the node
 	Error        *muster.Error       `json:"error,omitempty"`
+	Child        *muster.Child       `json:"child,omitempty"` // what an interrupted run left behind
 	History      []muster.Transition `json:"history,omitempty"`
 	NotSent      bool                `json:"not_sent,omitempty"` // a rolling send stopped before this node
 }
@@ -52,7 +53,7 @@ func outcomeOf(s client.Status) outcome {
 	}
 	o.Started, o.Ended = span(s)
 	if r := s.Result; r != nil {
-		o.ExitCode, o.Output, o.Error = r.ExitCode, r.Output, r.Error
+		o.ExitCode, o.Output, o.Error, o.Child = r.ExitCode, r.Output, r.Error, r.Child
 		o.Truncated = r.Stdout.Truncated + r.Stderr.Truncated
 	}
 	return o

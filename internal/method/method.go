@@ -55,6 +55,16 @@ type Invocation struct {
 	Env []string
 }
 
+// CommandVariable names the variable that has the id of the command, in the
+// environment of every process of a run.
+const CommandVariable = "MUSTER_COMMAND"
+
+// An Orphan is a process that an earlier agent left behind.
+type Orphan struct {
+	muster.Child
+	Command muster.CommandID // of its run, as its environment says; may be empty
+}
+
 // An Outcome is what a run returns when it came to an end.
 type Outcome struct {
 	ExitCode *int            // of a process, nil when there was none

@@ -261,7 +261,7 @@ func (p *plugin) Invoke(ctx context.Context, in method.Invocation) (method.Outco
 
 func pluginEnvironment(in method.Invocation) []string {
 	return []string{
-		"MUSTER_COMMAND=" + string(in.Key.ID),
+		method.CommandVariable + "=" + string(in.Key.ID),
 		"MUSTER_NODE=" + string(in.Key.Node),
 		"MUSTER_CALLER=" + in.Caller,
 		"MUSTER_ATTEMPT=" + strconv.Itoa(in.Attempt),

@@ -385,13 +385,14 @@ func TestEndTagged(t *testing.T) {
 	// It starts others as fast as it can, each in a session of its own.
 	spawner := start(tag, &syscall.SysProcAttr{Setsid: true}, "echo; while :; do setsid sleep 1000 & done")
 	longer := start(tag+"-2", &syscall.SysProcAttr{Setpgid: true}, sleep)
+	named := start(tag, &syscall.SysProcAttr{Setsid: true}, "export MUSTER_COMMAND=01CALL; exec sh -c '"+sleep+"'")
 	other := start("OTHER="+tag, &syscall.SysProcAttr{Setpgid: true}, sleep)
 
 	ended, err := EndTagged(t.Context(), tag)
 	if err != nil {
 		t.Fatal(err)
 	}
-	found := map[int]muster.Child{}
+	found := map[int]method.Orphan{}
 	for _, c := range ended {
 		found[c.PID] = c
 	}
@@ -403,6 +404,9 @@ func TestEndTagged(t *testing.T) {
 		if age := time.Since(c.Started); !ok || age < -time.Minute || age > time.Hour {
 			t.Errorf("process %d: got %+v, %t", cmd.Process.Pid, c, ok)
 		}
+	}
+	if c := found[named.Process.Pid]; c.Command != "01CALL" {
+		t.Errorf("it is of the command %q", c.Command)
 	}
 	for _, cmd := range []*exec.Cmd{longer, other} {
 		if !running(cmd.Process.Pid) {
@@ -457,8 +461,8 @@ func TestParseStat(t *testing.T) {
 		want stat
 		ok   bool
 	}{
-		{"5 (sh)" + rest, stat{5, 'S', 77, 4242}, true},
-		{"5 (a) R 1 2 (b)" + rest, stat{5, 'S', 77, 4242}, true},
+		{"5 (sh)" + rest, stat{pid: 5, state: 'S', group: 77, start: 4242}, true},
+		{"5 (a) R 1 2 (b)" + rest, stat{pid: 5, state: 'S', group: 77, start: 4242}, true},
 		{"5 (sh) S 1", stat{}, false},
 		{"", stat{}, false},
 	}

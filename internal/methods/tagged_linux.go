@@ -1,7 +1,6 @@
 package methods
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -16,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/musterfleet/muster"
+	"github.com/musterfleet/muster/internal/method"
 )
 
 // endTaggedLimit bounds EndTagged. A process that is still there after so many
@@ -24,15 +24,15 @@ const endTaggedLimit = 10 * time.Second
 
 // EndTagged kills every process that was started with the variable tag, given
 // as NAME=VALUE, in its environment, and the process groups of those. It looks
-// again until none is left, and returns those that it found, with id and start
-// time. The agent calls it for what an interrupted run left behind.
+// again until none is left, and returns those that it found, with id, start time
+// and the command that their environment names. The agent calls it for what an interrupted run left behind.
 //
 // It never signals the processes 0 and 1, its own process or its own group. A
 // process whose environment it may not read is not found; as root that is
 // none. It fails with kind Invalid for a tag of another form, and with kind
 // TimedOut or Interrupted, and those found so far, when some are left after
 // ten seconds or at the end of ctx.
-func EndTagged(ctx context.Context, tag string) (ended []muster.Child, err error) {
+func EndTagged(ctx context.Context, tag string) (ended []method.Orphan, err error) {
 	if name, value, _ := strings.Cut(tag, "="); name == "" || value == "" || strings.ContainsRune(tag, 0) {
 		return nil, muster.Errorf(muster.Invalid, "tag %q: expected NAME=VALUE", tag)
 	}
@@ -54,7 +54,7 @@ func EndTagged(ctx context.Context, tag string) (ended []muster.Child, err error
 			id := stat{pid: s.pid, start: s.start} // its group may have changed since
 			if !seen[id] {
 				seen[id] = true
-				ended = append(ended, muster.Child{PID: s.pid, Started: s.startTime()})
+				ended = append(ended, method.Orphan{Child: muster.Child{PID: s.pid, Started: s.startTime()}, Command: s.command})
 			}
 		}
 		select {
@@ -95,7 +95,10 @@ func killTagged(tag string) ([]stat, error) {
 		if err != nil {
 			continue
 		}
-		if s, err := readStat(pid); err == nil && tagged(pid, tag) {
+		s, err := readStat(pid)
+		env := environOf(pid)
+		if err == nil && slices.Contains(env, tag) {
+			s.command = commandIn(env)
 			found = append(found, s)
 			if s.group > 1 && s.group != ownGroup {
 				_ = unix.Kill(-s.group, unix.SIGKILL)
@@ -107,11 +110,24 @@ func killTagged(tag string) ([]stat, error) {
 	return found, nil
 }
 
-// tagged reports whether the process was started with the variable. That of a
-// zombie is empty.
-func tagged(pid int, tag string) bool {
+// environOf returns the variables that the process was started with. That of
+// a zombie is empty, as is one that may not be read.
+func environOf(pid int) []string {
 	env, err := os.ReadFile(procFile(pid, "environ"))
-	return err == nil && slices.ContainsFunc(bytes.Split(env, []byte{0}), func(v []byte) bool { return string(v) == tag })
+	if err != nil {
+		return nil
+	}
+	return strings.Split(string(env), "\x00")
+}
+
+// commandIn returns the command that an environment names, if it is one.
+func commandIn(env []string) muster.CommandID {
+	for _, v := range env {
+		if id, ok := strings.CutPrefix(v, method.CommandVariable+"="); ok && muster.CommandID(id).Validate() == nil {
+			return muster.CommandID(id)
+		}
+	}
+	return ""
 }
 
 // processes returns the ids of all processes that can be seen.
@@ -145,6 +161,8 @@ type stat struct {
 	state byte  // R, S, D, Z ...
 	group int   // process group
 	start int64 // in ticks since the machine was started
+
+	command muster.CommandID // of its environment; not from the file
 }
 
 func readStat(pid int) (stat, error) {
@@ -167,7 +185,7 @@ func parseStat(pid int, line string) (stat, error) {
 		return stat{}, err
 	}
 	start, err := strconv.ParseInt(fields[19], 10, 64)
-	return stat{pid, fields[0][0], group, start}, err
+	return stat{pid: pid, state: fields[0][0], group: group, start: start}, err
 }
 
 // startTime is when the process was started, to a hundredth of a second; zero
