@@ -211,24 +211,15 @@ func (a *Agent) heartbeat(ctx context.Context, conn *bus.Conn) {
 		if err := conn.Tell(conn.Subjects().Alive(conn.Mailbox(), a.o.Node), a.beat(false, "")); err != nil {
 			a.log.Debug("heartbeat was not sent", "err", err)
 		}
-		hello := false
 		select {
 		case <-beat.C:
 			if !a.problems.changed() {
 				continue
 			}
-			if err := a.hello(ctx, conn); err != nil {
-				a.log.Debug("hello was not sent", "err", err)
-			}
 		case <-again.C:
-			hello = true
 		case <-a.o.Again:
-			hello = true
 		case <-ctx.Done():
 			return
-		}
-		if !hello {
-			continue
 		}
 		if err := a.hello(ctx, conn); err != nil {
 			a.log.Debug("hello was not sent", "err", err)
