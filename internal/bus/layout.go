@@ -137,12 +137,18 @@ func natsError(err error, doing string) error {
 	case errors.Is(err, context.Canceled):
 		kind = muster.Interrupted
 	}
+	if kind == muster.Full && api.ErrorCode != codeStreamFull {
+		return muster.Errorf(kind, "%s: the broker has no room: %w", doing, err).WithHint("free disk space on the broker's machine")
+	}
 	return muster.Errorf(kind, "%s: %w", doing, err)
 }
 
+// codeStreamFull is the broker's code for a stream, or a subject of it, at its limit.
+const codeStreamFull = 10077
+
 func apiKind(e *jetstream.APIError) muster.ErrorKind {
 	switch e.ErrorCode {
-	case 10077, 10047, 10023, 10028, 10002: // a limit of stream, account or machine
+	case codeStreamFull, 10047, 10023, 10028, 10002: // a limit of stream, account or machine
 		return muster.Full
 	case jetstream.JSErrCodeMessageNotFound, jetstream.JSErrCodeStreamNotFound, jetstream.JSErrCodeConsumerNotFound:
 		return muster.NotFound

@@ -196,7 +196,7 @@ func receiptError(data []byte) error {
 		return nil
 	case r.Error.ErrCode == 10054:
 		return muster.Errorf(muster.Invalid, "the message is too large: %s", r.Error.Description)
-	case r.Error.ErrCode == 10077 || r.Error.Code == 400 && strings.Contains(r.Error.Description, "maximum"):
+	case r.Error.ErrCode == codeStreamFull || r.Error.Code == 400 && strings.Contains(r.Error.Description, "maximum"):
 		return muster.Errorf(muster.Full, "the queue is full: %s", r.Error.Description).
 			WithHint("its node is away or slow; wait, cancel what is not needed, or raise the limit")
 	case r.Error.ErrCode == 10002, strings.Contains(r.Error.Description, "insufficient"), strings.Contains(r.Error.Description, "no space"):
