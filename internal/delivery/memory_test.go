@@ -50,8 +50,11 @@ func TestMemoryIsNeverFull(t *testing.T) {
 	if len(j.seen) != 100 || len(b.Shortages()) != 1 {
 		t.Errorf("%d ids are kept, told %q", len(j.seen), b.Shortages())
 	}
-	for _, what := range []string{"at work", "after a restart"} {
+	for i, what := range []string{"at work", "after a restart"} {
 		now := at(2000 * time.Second)
+		if got := through(b, j, now, flood[500+i]); got != muster.Unknown {
+			t.Errorf("%s: a replay of what was forgotten is %q", what, got)
+		}
 		for _, d := range append(flood[:20:20], flood[980:]...) {
 			if got := through(b, j, now, d); got == muster.Done {
 				t.Fatalf("%s: %s runs twice", what, d.Command.ID)
