@@ -118,8 +118,8 @@ type writerFunc func([]byte) (int, error)
 
 func (f writerFunc) Write(b []byte) (int, error) { return f(b) }
 
-func (s *patient) Cancel(ctx context.Context, id muster.CommandID, nodes []muster.NodeName, reason string) error {
-	return s.change(func() error { return s.SDK.Cancel(ctx, id, nodes, reason) })
+func (s *patient) Cancel(ctx context.Context, id muster.CommandID, nodes []muster.NodeName, reason string) (int, error) {
+	return during(s, theBroker, func() (int, error) { return s.SDK.Cancel(ctx, id, nodes, reason) })
 }
 
 func (s *patient) Requeue(ctx context.Context, seq uint64) error {
