@@ -55,7 +55,7 @@ const MethodCancel Method = "command.cancel"
 // A Withdrawal is the input of MethodCancel.
 type Withdrawal struct {
 	ID     CommandID `json:"id"`
-	Until  time.Time `json:"until"` // deadline of the command, after which the withdrawal is moot
+	Until  time.Time `json:"until"`            // deadline of the command, after which the withdrawal is moot
 	Reason string    `json:"reason,omitempty"` // at most MaxReason bytes
 }
 
