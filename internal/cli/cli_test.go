@@ -216,6 +216,33 @@ func TestRollingStops(t *testing.T) {
 	}
 }
 
+// A batch that is away has not finished: what is rolling does not go on over it.
+func TestRollingLeavesOutWhatIsAway(t *testing.T) {
+	done := endedAs(muster.Done, 0, "")
+	for args, want := range map[string]struct{ sends, code int }{"": {1, ExitFailed}, "--wait-all": {2, ExitOK}} {
+		f := &fakeSDK{nodes: two(false), outcome: map[muster.NodeName]client.Status{"a": done, "bb": done}}
+		code, _, errs := try(t.Context(), f, append(strings.Fields("run -t all --batch 1 "+args), "--", "x")...)
+		if code != want.code || len(f.sent) != want.sends || (args == "") != strings.Contains(errs, "not sent to: bb") {
+			t.Errorf("%q: exit code %d, %d sends, %s", args, code, len(f.sent), errs)
+		}
+	}
+	f := &fakeSDK{nodes: []client.Node{{Name: "a"}, {Name: "bb"}}}
+	if code, _, errs := try(t.Context(), f, "run", "-t", "all", "--batch", "1", "--", "x"); code != ExitFailed || len(f.sent) != 0 || !strings.Contains(errs, "a bb") {
+		t.Errorf("all away: exit code %d, %d sends, %s", code, len(f.sent), errs)
+	}
+}
+
+// What the agent did not keep of the output is said.
+func TestRunSaysWhatIsDropped(t *testing.T) {
+	much := endedAs(muster.Done, 0, "one\n")
+	much.Result.Stdout.Truncated = 12345
+	f := &fakeSDK{nodes: two(true), outcome: map[muster.NodeName]client.Status{"a": much, "bb": endedAs(muster.Done, 0, "")}}
+	code, _, errs := try(t.Context(), f, "run", "-t", "all", "--", "x")
+	if code != ExitOK || !strings.Contains(errs, "warning: a wrote 12345 more bytes to stdout") || strings.Contains(errs, "bb wrote") {
+		t.Errorf("exit code %d, %s", code, errs)
+	}
+}
+
 func TestTable(t *testing.T) {
 	tab := newTable("NODE", "REASON")
 	tab.row("web1", "a long reason\x1b[2J that does not fit")

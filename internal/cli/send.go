@@ -155,10 +155,10 @@ does, as soon as every node that is online has finished; nodes that are away
 get theirs later. --wait-all waits for those too, --wait-for bounds the wait.
 Ending the wait does not end the commands.
 
-With --batch N the send is rolling: to N nodes, those that are online first;
-then, when they have finished and after the --pause, to the next N, and so on
-until --max-failures of them have not ended well. A broker that goes away in
-between is waited for.`,
+With --batch N the send is rolling: to N nodes; then, when they have finished and
+after the --pause, to the next N, and so on until --max-failures of them have not
+ended well. Nodes that are away are left out, unless --wait-all waits for them, at
+the end. A broker that goes away in between is waited for.`,
 		Example: `  muster send echo hello -t web1 --wait
   muster send http.get url=http://localhost/health -t role=web --wait -o json
   muster send shell.run --deadline 1h -t 'os.id=debian and not db1' -- apt-get update
@@ -440,16 +440,7 @@ func (s *sending) summary(ctx context.Context, w *watch, all []client.Status, no
 
 // rolling sends batch by batch, all under one id.
 func (s *sending) rolling(ctx context.Context, r client.Request, nodes []client.Node) error {
-	nodes = slices.Clone(nodes)
-	slices.SortStableFunc(nodes, func(a, b client.Node) int {
-		switch {
-		case a.Online == b.Online:
-			return 0
-		case a.Online:
-			return -1
-		}
-		return 1
-	})
+	nodes, away := s.inTurn(nodes)
 	w := s.p.watch(s.c, s.live && s.p.format == "table")
 	s.streamLines(ctx, w)
 	failures, refused := 0, ExitOK
@@ -463,7 +454,7 @@ func (s *sending) rolling(ctx context.Context, r client.Request, nodes []client.
 				return err
 			}
 			s.p.printError(err)
-			return s.end(ctx, w, nil, names(nodes), refused)
+			return s.end(ctx, w, nil, names(slices.Concat(nodes, away)), refused)
 		}
 		nodes = nodes[n:]
 		began := w.id != "" // a batch was stored before
@@ -471,7 +462,7 @@ func (s *sending) rolling(ctx context.Context, r client.Request, nodes []client.
 		w.expect(receipt, r, client.Status{Sent: s.p.now()})
 		if receipt.Outbox && !(began && s.flushed(ctx)) {
 			s.p.say("stopped: a rolling send needs the broker")
-			if err := s.end(ctx, w, nil, names(nodes), refused); err != nil {
+			if err := s.end(ctx, w, nil, names(slices.Concat(nodes, away)), refused); err != nil {
 				return err
 			}
 			return exitError(ExitPending)
@@ -480,7 +471,7 @@ func (s *sending) rolling(ctx context.Context, r client.Request, nodes []client.
 			refused, failures = code, failures+len(receipt.Refused)
 		}
 		if err := s.await(ctx, w, s.waitsFor(receipt.Nodes, batch)); err != nil {
-			return s.end(ctx, w, err, names(nodes), refused)
+			return s.end(ctx, w, err, names(slices.Concat(nodes, away)), refused)
 		}
 		for _, name := range receipt.Nodes {
 			if st := w.status[name]; st.State.Final() && st.State != muster.Done {
@@ -495,7 +486,27 @@ func (s *sending) rolling(ctx context.Context, r client.Request, nodes []client.
 			break
 		}
 	}
-	return s.end(ctx, w, nil, names(nodes), refused)
+	if len(away) > 0 && ctx.Err() == nil {
+		s.p.say("away, and so not sent to: %s; --wait-all sends, and waits for them", nodesText(names(away)))
+	}
+	return s.end(ctx, w, nil, names(slices.Concat(nodes, away)), refused)
+}
+
+// inTurn returns the nodes that a rolling send goes to, those that are online
+// first, and those that it leaves out: a batch that is away has not finished, and
+// the next one must not begin, which only --wait-all has the patience for.
+func (s *sending) inTurn(nodes []client.Node) (turn, away []client.Node) {
+	for _, n := range nodes {
+		if n.Online {
+			turn = append(turn, n)
+		} else {
+			away = append(away, n)
+		}
+	}
+	if s.f.waitAll {
+		return append(turn, away...), nil
+	}
+	return turn, away
 }
 
 // flushAgain is how often the outbox is tried.

@@ -290,8 +290,25 @@ func (w *watch) finish(ctx context.Context, status client.Status) error {
 		}
 		w.flush(status.Node, name, s)
 		s.closed = true
+		w.dropped(status, name)
 	}
 	return nil
+}
+
+// dropped says that a stream has more than is kept.
+func (w *watch) dropped(s client.Status, stream string) {
+	if s.Result == nil {
+		return
+	}
+	out := s.Result.Stdout
+	if stream == "stderr" {
+		out = s.Result.Stderr
+	}
+	if out.Truncated > 0 {
+		w.clear()
+		w.p.say("%s %s wrote %d more bytes to %s, which its agent does not keep: see 'muster agent --help' for --max-output",
+			w.p.errTerm.paint(yellow, "warning:"), s.Node, out.Truncated, stream)
+	}
 }
 
 // A tail passes on what comes after the first bytes.
