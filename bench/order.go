@@ -239,7 +239,7 @@ func (l *segment) fifty(ctx context.Context) error {
 	seconds := idleTime.Seconds()
 	perScout := func(a, b float64) float64 { return (b - a) / scouts / seconds }
 	fmt.Printf("| %d idle scouts: each sends, on the wire | %.0f bit/s | 250 bit/s |\n", scouts, perScout(before.sent, after.sent)*8)
-	fmt.Printf("| %d idle scouts: each receives | %.0f bit/s | |\n", scouts, perScout(before.received, after.received)*8)
+	fmt.Printf("| %d idle scouts: each receives, which is what the others multicast | %.0f bit/s | |\n", scouts, perScout(before.received, after.received)*8)
 	fmt.Printf("| %d idle scouts: processor time of each | %.3f %% | 0.1 %% |\n", scouts, 100*perScout(before.cpu, after.cpu))
 	fmt.Printf("| %d idle scouts: the median and the largest, resident | %.1f, %.1f MiB | 6 MiB |\n", scouts, after.resident[scouts/2]/1024, after.resident[scouts-1]/1024)
 	return l.operate(ctx)
