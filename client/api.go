@@ -33,6 +33,7 @@ type Node struct {
 	Queue    int               `json:"queue"`                  // commands that it has accepted and not finished
 	Running  int               `json:"running"`                // of those, the ones that run
 	Revoked  string            `json:"revoked,omitempty"`      // names the lists of revoked callers that it has
+	Waiting  int               `json:"waiting"`                // commands that the broker keeps for it, once CountWaiting has asked
 	RTT      time.Duration     `json:"rtt_ns,omitempty"`       // of the ping
 	ClockOff time.Duration     `json:"clock_off_ns,omitempty"` // of the node's clock from ours, as far as the ping can tell
 }

@@ -399,9 +399,3 @@ func (c *Client) recordGone(ctx context.Context, conn *bus.Conn, node muster.Nod
 	}
 	return nil
 }
-
-// QueueLength returns the number of commands that the broker keeps for a node.
-func (c *Client) QueueLength(ctx context.Context, node muster.NodeName) (n int, err error) {
-	err = c.with(ctx, func(conn *bus.Conn) error { n, err = conn.Queue(ctx, node); return err })
-	return n, err
-}

@@ -99,8 +99,8 @@ func always(int) bool { return true }
 func (f fleet) waitQueue(op *bus.Conn, node muster.NodeName, want int) {
 	f.t.Helper()
 	f.until(fmt.Sprintf("the queue of %s", node), func() error {
-		if n, err := op.Queue(f.ctx(), node); err != nil || n != want {
-			return fmt.Errorf("it holds %d, want %d: %w", n, want, err)
+		if n, err := op.QueueLengths(f.ctx(), []muster.NodeName{node}); err != nil || n[node] != want {
+			return fmt.Errorf("it holds %d, want %d: %w", n[node], want, err)
 		}
 		return nil
 	})
@@ -313,9 +313,9 @@ func receiptOutlives(t *testing.T, f fleet) {
 		if err != nil {
 			return err
 		}
-		n, err := op.Queue(f.ctx(), "outlives")
-		if err == nil && n != 3 {
-			err = fmt.Errorf("%d are stored, want 3", n)
+		n, err := op.QueueLengths(f.ctx(), []muster.NodeName{"outlives"})
+		if err == nil && n["outlives"] != 3 {
+			err = fmt.Errorf("%d are stored, want 3", n["outlives"])
 		}
 		return err
 	})

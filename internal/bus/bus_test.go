@@ -208,7 +208,7 @@ func TestPipeline(t *testing.T) {
 		}
 		order, kinds = nil, map[muster.ErrorKind]int{}
 		mu.Unlock()
-		if n, err := c.Queue(t.Context(), "a"); n != 50 || err != nil {
+		if n, err := queueLength(t, c, "a"); n != 50 || err != nil {
 			t.Errorf("the queue holds %d, %v", n, err)
 		}
 		huge.Data = make([]byte, 3<<20) // more than the broker takes at all

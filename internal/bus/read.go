@@ -172,28 +172,6 @@ func (c *Conn) Flush(ctx context.Context) error {
 	return natsError(c.nc.FlushWithContext(ctx), "flush")
 }
 
-// Queue returns the number of commands that wait for the node, by the whole
-// of the node's lanes.
-func (c *Conn) Queue(ctx context.Context, node muster.NodeName) (int, error) {
-	total := 0
-	err := c.eachQueue(ctx, func(s Subjects) error {
-		doing := "read the queue of " + string(node)
-		stream, err := c.js.Stream(ctx, s.CommandStream(node))
-		if err != nil {
-			return natsError(err, doing)
-		}
-		info, err := stream.Info(ctx, jetstream.WithSubjectFilter(s.Commands(node)))
-		if err != nil {
-			return natsError(err, doing)
-		}
-		for _, n := range info.State.Subjects {
-			total += int(n)
-		}
-		return nil
-	})
-	return total, err
-}
-
 // PurgeQueue removes all commands that wait for the node.
 func (c *Conn) PurgeQueue(ctx context.Context, node muster.NodeName) error {
 	return c.eachQueue(ctx, func(s Subjects) error { return c.Purge(ctx, s.CommandStream(node), s.Commands(node)) })

@@ -449,7 +449,7 @@ func TestStaleConnection(t *testing.T) {
 			t.Errorf("send: %v", err)
 		}
 		<-sender.Done()
-		if _, err := asker.Queue(t.Context(), "a"); muster.KindOf(err) != muster.Unavailable {
+		if _, err := queueLength(t, asker, "a"); muster.KindOf(err) != muster.Unavailable {
 			t.Errorf("queue: %v", err)
 		}
 		<-asker.Done()
@@ -470,11 +470,11 @@ func TestStaleConnection(t *testing.T) {
 		must(t, c.Put(t.Context(), outgoing(c, "a", 0)))
 		must(t, c.Reshard(t.Context(), layout, 2))
 		must(t, c.Put(t.Context(), outgoing(c, "a", 1)))
-		if n, err := c.Queue(t.Context(), "a"); n != 2 || err != nil {
+		if n, err := queueLength(t, c, "a"); n != 2 || err != nil {
 			t.Errorf("the queues hold %d, %v", n, err)
 		}
 		must(t, c.PurgeQueue(t.Context(), "a"))
-		if n, err := c.Queue(t.Context(), "a"); n != 0 || err != nil {
+		if n, err := queueLength(t, c, "a"); n != 0 || err != nil {
 			t.Errorf("purged, the queues hold %d, %v", n, err)
 		}
 	})

@@ -45,11 +45,19 @@ type fakeSDK struct {
 	chunks  []client.Chunk
 	sent    []client.Request
 	refused []client.Refusal
+	waiting map[muster.NodeName]int
 }
 
 func (f *fakeSDK) Close() {}
 
 func (f *fakeSDK) Nodes(context.Context) ([]client.Node, error) { return f.nodes, nil }
+
+func (f *fakeSDK) CountWaiting(_ context.Context, nodes []client.Node) error {
+	for i, n := range nodes {
+		nodes[i].Waiting = f.waiting[n.Name]
+	}
+	return nil
+}
 
 func (f *fakeSDK) Select(_ context.Context, expr string) ([]client.Node, error) {
 	x, err := filter.Parse(expr)

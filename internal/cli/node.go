@@ -50,11 +50,18 @@ func labelText(labels map[string]string) string {
 	return strings.Join(list, " ")
 }
 
-func (p *program) someNodes(ctx context.Context, c SDK, selector string) ([]client.Node, error) {
+// someNodes are the nodes of a selector, all without one, with what waits for
+// them at the broker.
+func (p *program) someNodes(ctx context.Context, c SDK, selector string) (nodes []client.Node, err error) {
 	if selector == "" {
-		return c.Nodes(ctx)
+		nodes, err = c.Nodes(ctx)
+	} else {
+		nodes, err = c.Select(ctx, selector)
 	}
-	return c.Select(ctx, selector)
+	if err != nil {
+		return nil, err
+	}
+	return nodes, c.CountWaiting(ctx, nodes)
 }
 
 func (p *program) nodeList() *cobra.Command {
@@ -63,8 +70,10 @@ func (p *program) nodeList() *cobra.Command {
 		Use:     "ls",
 		Aliases: []string{"list"},
 		Short:   "List nodes",
-		Long: `List nodes, whether they answer now, and how many commands they have accepted
-and not finished. A node that is away gets its commands when it comes back.`,
+		Long: `List nodes, whether they answer now, and how many commands are queued for each:
+those that the node has accepted and not finished, as it last said ("queue" in
+JSON), and those that the broker keeps until the node takes them ("waiting"). A
+node that is away gets its commands when it comes back.`,
 		Example: `  muster node ls
   muster node ls -t 'os.id=debian and role=web'
   muster node ls -o jsonl`,
@@ -86,7 +95,7 @@ and not finished. A node that is away gets its commands when it comes back.`,
 				if err := list(p, nodes, func() *table {
 					t := newTable("NODE", "STATE", "LAST SEEN", "VERSION", "QUEUE", "LABELS", "PROBLEMS")
 					for _, n := range nodes {
-						t.row(n.Name, onlineCell(n), ago(p.now(), n.LastSeen), n.Version, n.Queue, labelText(n.Labels), strings.Join(n.Problems, "; "))
+						t.row(n.Name, onlineCell(n), ago(p.now(), n.LastSeen), n.Version, n.Queue+n.Waiting, labelText(n.Labels), strings.Join(n.Problems, "; "))
 					}
 					return t
 				}); err != nil {
@@ -133,7 +142,7 @@ some chosen node does not answer.`,
 						if n.Online {
 							rtt, clock = short(n.RTT), offset(n.ClockOff)
 						}
-						t.row(n.Name, onlineCell(n), rtt, clock, ago(p.now(), n.LastSeen), n.Running, n.Queue)
+						t.row(n.Name, onlineCell(n), rtt, clock, ago(p.now(), n.LastSeen), n.Running, n.Queue+n.Waiting)
 					}
 					return t
 				})
@@ -197,6 +206,11 @@ func (p *program) nodeShow() *cobra.Command {
 				if err != nil {
 					return err
 				}
+				asked := []client.Node{n}
+				if err := c.CountWaiting(ctx, asked); err != nil {
+					return err
+				}
+				n = asked[0]
 				return show(p, n, func(w io.Writer) error { return p.nodeText(w, n) })
 			})
 		},
@@ -221,6 +235,7 @@ func (p *program) nodeText(w io.Writer, n client.Node) error {
 	field("version", n.Version)
 	field("started", ago(p.now(), n.Started))
 	field("queue", fmt.Sprintf("%d, of which %d run", n.Queue, n.Running))
+	field("waiting", fmt.Sprintf("%d at the broker", n.Waiting))
 	field("labels", labelText(n.Labels))
 	for _, problem := range n.Problems {
 		fmt.Fprintf(w, "%-10s %s\n", "problem", p.outTerm.paint(yellow, clean(problem)))

@@ -16,6 +16,7 @@ type SDK interface {
 	Nodes(ctx context.Context) ([]client.Node, error)
 	Away(ctx context.Context, nodes []muster.NodeName) (map[muster.NodeName]time.Time, error)
 	Select(ctx context.Context, expr string) ([]client.Node, error)
+	CountWaiting(ctx context.Context, nodes []client.Node) error
 	Send(ctx context.Context, r client.Request) (client.Receipt, error)
 	Follow(ctx context.Context, id muster.CommandID, handle func(client.Update) error) error
 	History(ctx context.Context, q client.HistoryQuery) ([]client.Status, error)
