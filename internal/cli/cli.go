@@ -137,7 +137,10 @@ func (p *program) root() *cobra.Command {
 					return err
 				}
 			}
-			return p.checkGlobals()
+			if err := p.checkGlobals(); err != nil {
+				return err
+			}
+			return checkData(cmd)
 		},
 		CompletionOptions: cobra.CompletionOptions{DisableDefaultCmd: true},
 	}
@@ -166,8 +169,8 @@ func (p *program) root() *cobra.Command {
 	}
 	add("daily", p.runCommand(), p.sendCommand(), p.statusCommand(), p.pingCommand(), p.nodeCommand(), p.commandCommand(), p.methodCommand())
 	add("look", p.doctorCommand(), p.deadLetterCommand(), p.eventCommand(), p.auditCommand(), p.outboxCommand(), p.contextCommand(), p.configCommand(), p.orderCommand())
-	add("daemon", p.devCommand(), p.initCommand(), p.brokerCommand(), p.callerCommand(), p.agentCommand())
-	root.AddCommand(p.versionCommand(), p.completionCommand())
+	add("daemon", withoutData(p.devCommand()), p.initCommand(), withoutData(p.brokerCommand()), p.callerCommand(), withoutData(p.agentCommand()))
+	root.AddCommand(p.versionCommand(), withoutData(p.completionCommand()))
 	root.SetHelpCommand(helpCommand())
 	usageErrors(root)
 	p.completeGlobals(root)
@@ -177,7 +180,7 @@ func (p *program) root() *cobra.Command {
 // helpCommand is cobra's, with an example and with an error for what it does
 // not know.
 func helpCommand() *cobra.Command {
-	return &cobra.Command{
+	return withoutData(&cobra.Command{
 		Use:   "help [COMMAND]",
 		Short: "Show the help of a command",
 		Long:  "Show the help of a command, as --help does.",
@@ -193,7 +196,7 @@ func helpCommand() *cobra.Command {
 			}
 			return found.Help()
 		},
-	}
+	})
 }
 
 // group makes a command one that has only subcommands.

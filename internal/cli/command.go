@@ -3,6 +3,7 @@ package cli
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -354,17 +355,17 @@ runs anything.`,
 					return muster.Errorf(muster.Conflict, "nothing to cancel: %s", ended(all)).WithHint("'muster command show %s' shows the outcome", key.ID)
 				}
 				if dry {
-					p.say("dry run: %s would be cancelled", plural(len(nodes), "command"))
-					return nil
+					return p.deed(map[string]any{"id": key.ID, "would_cancel": nodes}, "dry run: %s would be cancelled", plural(len(nodes), "command"))
 				}
 				n, err := c.Cancel(ctx, key.ID, nodes, reason)
-				if n > 0 {
-					p.say("asked to cancel %s; the outcome: muster command show %s", plural(n, "command"), key.ID)
-				}
 				if n == 0 && err == nil {
 					err = muster.Errorf(muster.Conflict, "nothing to cancel: the nodes were removed")
 				}
-				return err
+				if n == 0 {
+					return err
+				}
+				return errors.Join(err, p.deed(map[string]any{"id": key.ID, "asked": n},
+					"asked to cancel %s; the outcome: muster command show %s", plural(n, "command"), key.ID))
 			})
 		}),
 	}

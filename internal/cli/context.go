@@ -81,8 +81,11 @@ MUSTER_CONTEXT chooses another one for a single command.`,
 				if err := config.SetCurrent(args[0]); err != nil {
 					return err
 				}
-				p.say("the context is %s now", args[0])
-				return nil
+				chosen, err := p.oneContext(args[0])
+				if err != nil {
+					return err
+				}
+				return p.deed(chosen, "the context is %s now", args[0])
 			},
 		},
 		&cobra.Command{
@@ -151,8 +154,8 @@ it before they are asked.`,
 			if err := p.back.AddOperator(o); err != nil {
 				return err
 			}
-			p.say("the context of %s is in %s, for %s; it belongs to ~/.config/muster/contexts/NAME where it is used", o.Name, o.Out, short(o.TTL))
-			return nil
+			return p.deed(map[string]any{"caller": o.Name, "folder": o.Out, "ttl_ns": o.TTL},
+				"the context of %s is in %s, for %s; it belongs to ~/.config/muster/contexts/NAME where it is used", o.Name, o.Out, short(o.TTL))
 		},
 	}
 	fs := cmd.Flags()

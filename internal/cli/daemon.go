@@ -198,8 +198,10 @@ operator, accounts and JetStream. It holds no secret keys.`,
 			if err != nil {
 				return err
 			}
-			_, err = p.stdout.Write(b)
-			return err
+			return show(p, map[string]any{"config": string(b)}, func(w io.Writer) error {
+				_, err := w.Write(b)
+				return err
+			})
 		},
 	}, p.renewCertificateCommand(&dir))
 	return cmd
@@ -257,8 +259,7 @@ interrupted, the next start of the broker completes it.`,
 			if err := p.back.Reshard(cmd.Context(), o); err != nil {
 				return err
 			}
-			p.say("commands are spread over %d streams", n)
-			return nil
+			return p.deed(map[string]any{"streams": n}, "commands are spread over %d streams", n)
 		},
 	}
 	cmd.Flags().StringVar(&o.BrokerURL, "broker", "", "address of the broker (default: as the fleet was made)")

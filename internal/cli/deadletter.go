@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -85,13 +86,13 @@ be queued again when the cause is mended.`,
 				})
 			},
 		},
-		p.deadLetterChange("requeue SEQ...", "Queue dead letters again", "Queue dead letters again for their nodes, after the cause was mended.", "queued again", SDK.Requeue),
-		p.deadLetterChange("rm SEQ...", "Remove dead letters for good", "Remove dead letters. There is no way back.", "removed", SDK.DropDeadLetter),
+		p.deadLetterChange("requeue SEQ...", "Queue dead letters again", "Queue dead letters again for their nodes, after the cause was mended.", "queued again", "requeued", SDK.Requeue),
+		p.deadLetterChange("rm SEQ...", "Remove dead letters for good", "Remove dead letters. There is no way back.", "removed", "removed", SDK.DropDeadLetter),
 	)
 	return cmd
 }
 
-func (p *program) deadLetterChange(use, short, long, done string, change func(SDK, context.Context, uint64) error) *cobra.Command {
+func (p *program) deadLetterChange(use, short, long, done, key string, change func(SDK, context.Context, uint64) error) *cobra.Command {
 	var dry bool
 	cmd := &cobra.Command{
 		Use:   use,
@@ -114,16 +115,16 @@ func (p *program) deadLetterChange(use, short, long, done string, change func(SD
 					}
 				}
 				if dry {
-					p.say("dry run: %s would be %s", plural(len(seqs), "dead letter"), done)
-					return nil
+					return p.deed(map[string]any{"would_be_" + key: seqs}, "dry run: %s would be %s", plural(len(seqs), "dead letter"), done)
 				}
+				told := deeds{p: p}
 				for _, seq := range seqs {
 					if err := change(c, ctx, seq); err != nil {
-						return fmt.Errorf("dead letter %d: %w", seq, err)
+						return errors.Join(fmt.Errorf("dead letter %d: %w", seq, err), told.tell())
 					}
-					p.say("%s dead letter %d", done, seq)
+					told.add(map[string]any{"seq": seq, key: true}, "%s dead letter %d", done, seq)
 				}
-				return nil
+				return told.tell()
 			})
 		},
 	}

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -306,24 +307,24 @@ machine in again, invite it again and start its agent with --join.`,
 					}
 				}
 				if dry {
-					p.say("dry run: %s would be removed: %s", plural(len(args), "node"), strings.Join(args, " "))
-					return nil
+					return p.deed(map[string]any{"would_remove": args}, "dry run: %s would be removed: %s", plural(len(args), "node"), strings.Join(args, " "))
 				}
 				if !yes && p.inTerm {
 					if err := p.question(ctx, "remove "+strings.Join(args, " ")+" from the fleet?"); err != nil {
 						return err
 					}
 				}
+				done := deeds{p: p}
 				for _, name := range args {
 					quick, cancel := context.WithTimeout(ctx, patience)
 					err := c.RemoveNode(quick, muster.NodeName(name))
 					cancel()
 					if err != nil {
-						return fmt.Errorf("remove %s: %w", name, err)
+						return errors.Join(fmt.Errorf("remove %s: %w", name, err), done.tell())
 					}
-					p.say("removed %s", name)
+					done.add(map[string]any{"node": name, "removed": true}, "removed %s", name)
 				}
-				return nil
+				return done.tell()
 			})
 		},
 	}
@@ -356,7 +357,11 @@ end). Selectors choose by labels: -t role=web.`,
 				if _, err := oneNode(ctx, c, args[0]); err != nil {
 					return err
 				}
-				return c.SetLabels(ctx, muster.NodeName(args[0]), set, remove)
+				if err := c.SetLabels(ctx, muster.NodeName(args[0]), set, remove); err != nil {
+					return err
+				}
+				done := map[string]any{"node": args[0], "set": set, "removed": append([]string{}, remove...)}
+				return show(p, done, func(io.Writer) error { return nil }) // a person asked for no more than was done
 			})
 		},
 	}

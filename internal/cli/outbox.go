@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/spf13/cobra"
@@ -66,10 +67,10 @@ they will be sent. The broker is not asked.`,
 					ctx, cancel := context.WithTimeout(ctx, sendTimeout)
 					defer cancel()
 					n, err := c.FlushOutbox(ctx)
-					if n > 0 || err == nil {
-						p.say("published %s", plural(n, "send"))
+					if n == 0 && err != nil {
+						return err
 					}
-					return err
+					return errors.Join(err, p.deed(map[string]any{"published": n}, "published %s", plural(n, "send")))
 				})
 			},
 		},
