@@ -4,8 +4,6 @@ import (
 	"context"
 	"crypto/x509"
 	"fmt"
-	"net"
-	"net/url"
 	"time"
 
 	"github.com/shirou/gopsutil/v4/disk"
@@ -105,32 +103,6 @@ func (h *Health) add(name, level, hint, format string, args ...any) {
 	h.Checks = append(h.Checks, Check{name, level, fmt.Sprintf(format, args...), hint})
 }
 
-// Check looks at everything that sending depends on.
-func (c *Client) Check(ctx context.Context) Health {
-	var h Health
-	c.checkIdentity(&h)
-	c.checkDisk(ctx, &h)
-	conn, _, err := c.connection(ctx)
-	if err != nil {
-		e := muster.AsError(muster.Unavailable, err)
-		h.add("broker", "fail", e.Hint, "%s", e.Message)
-		c.checkPorts(ctx, &h)
-		return h
-	}
-	if rtt, err := conn.RTT(); err != nil {
-		h.add("broker", "fail", "try again", "%v", err)
-	} else {
-		name, version := conn.Server()
-		h.add("broker", "ok", "", "%s (nats-server %s) answers in %s", name, version, rtt.Round(10*time.Microsecond))
-	}
-	checkCertificate(conn.Certificate(), &h)
-	s := conn.Settings()
-	h.add("layout", "ok", "", "version %d, %d shards, %d replicas, fleet %s", s.Version, s.Shards, s.Replicas, s.Fleet)
-	c.checkStreams(ctx, conn, &h)
-	c.checkNodes(ctx, conn, &h)
-	return h
-}
-
 // checkCertificate looks at what the broker showed, nil without TLS.
 func checkCertificate(shown *x509.Certificate, h *Health) {
 	switch {
@@ -177,29 +149,6 @@ func (c *Client) checkOutbox(h *Health) {
 	}
 }
 
-// checkPorts looks for the reason why the broker does not answer.
-func (c *Client) checkPorts(ctx context.Context, h *Health) {
-	for _, text := range c.dial.URLs {
-		u, err := url.Parse(text)
-		if err != nil {
-			h.add("port", "fail", "mend the context", "%q is no URL: %v", text, err)
-			continue
-		}
-		host := u.Host
-		if u.Port() == "" {
-			host = net.JoinHostPort(u.Hostname(), "4222")
-		}
-		d := net.Dialer{Timeout: 3 * time.Second}
-		conn, err := d.DialContext(ctx, "tcp", host)
-		if err != nil {
-			h.add("port", "fail", "start the broker, or see routes and firewalls on the way", "%v", err)
-			continue
-		}
-		_ = conn.Close() // it was opened only to see that it can be
-		h.add("port", "ok", "", "%s takes connections", host)
-	}
-}
-
 // diskLeast is the free space below which a disk is reported.
 const diskLeast = 100 << 20
 
@@ -235,10 +184,6 @@ func (c *Client) checkStreams(ctx context.Context, conn *bus.Conn, h *Health) {
 	h.add("streams", "ok", "", "%d messages, %.1f MiB in %d streams", messages, float64(bytes)/(1<<20), len(states))
 }
 
-// clockLimit is how far clocks may differ before nodes refuse commands: they
-// take nothing from more than five minutes in the future.
-const clockLimit = time.Minute
-
 func (c *Client) checkNodes(ctx context.Context, conn *bus.Conn, h *Health) {
 	nodes, err := c.Nodes(ctx)
 	if err != nil {
@@ -250,13 +195,11 @@ func (c *Client) checkNodes(ctx context.Context, conn *bus.Conn, h *Health) {
 		if n.Online {
 			online++
 		}
-		if n.Online && n.ClockOff.Abs() > clockLimit+n.RTT {
-			h.add("clock", "warn", "set the clock there; deadlines and signatures depend on it", "the clock of %s differs by %s", n.Name, n.ClockOff.Round(time.Second))
-		}
 		for _, p := range n.Problems {
 			h.add("node "+string(n.Name), "warn", "see the log of its agent", "%s", p)
 		}
 	}
+	checkNodeClocks(h, nodes)
 	h.add("nodes", "ok", "", "%d of %d answer", online, len(nodes))
 	if lists, err := conn.Revoked(ctx); err != nil {
 		h.add("revoked", "warn", "try again", "%v", err)

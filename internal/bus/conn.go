@@ -8,6 +8,7 @@ import (
 	"errors"
 	"log/slog"
 	"net/netip"
+	"net/url"
 	"strings"
 	"sync"
 	"time"
@@ -195,6 +196,16 @@ func (c *Conn) RTT() (time.Duration, error) {
 // Server returns the name and version of the server at the other end.
 func (c *Conn) Server() (name, version string) {
 	return c.nc.ConnectedServerName(), c.nc.ConnectedServerVersion()
+}
+
+// Address returns the HOST:PORT that the connection was made to, "" within a
+// process.
+func (c *Conn) Address() string {
+	u, err := url.Parse(c.nc.ConnectedUrl())
+	if err != nil {
+		return ""
+	}
+	return u.Host
 }
 
 // Certificate returns what the broker showed, nil without TLS.

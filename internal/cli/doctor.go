@@ -12,9 +12,9 @@ func (p *program) doctorCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "doctor",
 		Short: "Check the way to the broker and the health of the fleet",
-		Long: `Check the way to the broker, what is stored there, and the nodes: what to call
-when something does not work. Each check is ok, warn or fail, and says what to
-do. The exit code is 1 when one fails.`,
+		Long: `Check the ways to the broker, what is stored there, the clocks, and the nodes:
+what to call when something does not work. Each check is ok, warn or fail, and
+says what to do. The exit code is 1 when one fails.`,
 		Example: `  muster doctor
   muster doctor --context production -o json`,
 		Args: cobra.NoArgs,

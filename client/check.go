@@ -1,0 +1,135 @@
+package client
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"net"
+	"net/url"
+	"sync"
+	"time"
+
+	"github.com/musterfleet/muster"
+	"github.com/musterfleet/muster/internal/bus"
+)
+
+// Check looks at everything that sending depends on.
+func (c *Client) Check(ctx context.Context) Health {
+	var h Health
+	c.checkIdentity(&h)
+	c.checkDisk(ctx, &h)
+	conn, _, err := c.connection(ctx)
+	if err != nil {
+		e := muster.AsError(muster.Unavailable, err)
+		h.add("broker", "fail", e.Hint, "%s", e.Message)
+		c.checkPorts(ctx, "", &h)
+		h.add("clock", "warn", "try again when the broker answers", "there is no clock to compare this machine's with")
+		return h
+	}
+	if rtt, err := conn.RTT(); err != nil {
+		h.add("broker", "fail", "try again", "%v", err)
+	} else {
+		name, version := conn.Server()
+		h.add("broker", "ok", "", "%s (nats-server %s) answers in %s", name, version, rtt.Round(10*time.Microsecond))
+	}
+	c.checkPorts(ctx, conn.Address(), &h)
+	checkCertificate(conn.Certificate(), &h)
+	checkClock(ctx, conn, &h)
+	s := conn.Settings()
+	h.add("layout", "ok", "", "version %d, %d shards, %d replicas, fleet %s", s.Version, s.Shards, s.Replicas, s.Fleet)
+	c.checkStreams(ctx, conn, &h)
+	c.checkNodes(ctx, conn, &h)
+	return h
+}
+
+// portPatience is how long a port is waited for; all are tried at once.
+const portPatience = 3 * time.Second
+
+// checkPorts tries each address of the broker but for the one that has led there,
+// if one has: then the others are ways more, and else each that takes no
+// connections is a failure.
+func (c *Client) checkPorts(ctx context.Context, connected string, h *Health) {
+	if c.dial.InProcess != nil {
+		h.add("port", "ok", "", "the broker is in this process")
+		return
+	}
+	level := "fail"
+	if connected != "" {
+		level = "warn"
+	}
+	found := make([]Check, len(c.dial.URLs))
+	var wg sync.WaitGroup
+	for i, text := range c.dial.URLs {
+		wg.Go(func() { found[i] = checkPort(ctx, text, connected, level) })
+	}
+	wg.Wait()
+	h.Checks = append(h.Checks, found...)
+}
+
+// checkPort opens a connection to an address of the broker; level is for when
+// that fails.
+func checkPort(ctx context.Context, text, connected, level string) Check {
+	u, err := url.Parse(text)
+	if err != nil {
+		return Check{"port", level, fmt.Sprintf("an address is no URL: %v", err), "mend the context"}
+	}
+	// What the client for NATS takes when the address has none.
+	port := map[string]string{"ws": "80", "wss": "443"}[u.Scheme]
+	host := net.JoinHostPort(u.Hostname(), cmp.Or(u.Port(), port, "4222"))
+	if host == connected {
+		return Check{"port", "ok", host + " is the way that is used", ""}
+	}
+	d := net.Dialer{Timeout: portPatience}
+	conn, err := d.DialContext(ctx, "tcp", host)
+	if err != nil {
+		return Check{"port", level, err.Error(), "start the broker, or see routes and firewalls on the way"}
+	}
+	_ = conn.Close() // it was opened only to see that it can be
+	return Check{"port", "ok", host + " takes connections", ""}
+}
+
+// clockLimit is how far clocks may differ before nodes refuse commands: they
+// take nothing from more than five minutes in the future.
+const clockLimit = time.Minute
+
+// checkClock compares the broker's clock, by which history is told, with ours,
+// by which commands are signed.
+func checkClock(ctx context.Context, conn *bus.Conn, h *Health) {
+	ahead, within, err := conn.Clock(ctx)
+	if err != nil {
+		h.add("clock", "warn", "try again", "the broker's time is not known: %v", err)
+		return
+	}
+	brokerClock(ahead, within, h)
+}
+
+func brokerClock(ahead, within time.Duration, h *Health) {
+	if most := ahead.Abs() + within; ahead.Abs()-within <= clockLimit {
+		h.add("clock", "ok", "", "the broker's and this machine's differ by %s at most", max(most.Round(time.Millisecond), time.Millisecond))
+		return
+	}
+	side := "ahead of"
+	if ahead < 0 {
+		side = "behind"
+	}
+	h.add("clock", "warn", "set the one that is wrong; deadlines and signatures depend on this machine's",
+		"the broker's is %s %s this machine's", ahead.Abs().Round(time.Second), side)
+}
+
+// checkNodeClocks compares the clocks of nodes that answered with ours.
+func checkNodeClocks(h *Health, nodes []Node) {
+	compared, wrong := 0, 0
+	for _, n := range nodes {
+		if !n.Online {
+			continue
+		}
+		compared++
+		if n.ClockOff.Abs() > clockLimit+n.RTT {
+			wrong++
+			h.add("clock", "warn", "set the clock there; deadlines and signatures depend on it", "the clock of %s differs by %s", n.Name, n.ClockOff.Round(time.Second))
+		}
+	}
+	if compared > 0 && wrong == 0 {
+		h.add("clock", "ok", "", "those of the nodes that answer (%d) and this machine's differ by less than %s", compared, clockLimit)
+	}
+}

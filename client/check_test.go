@@ -1,0 +1,73 @@
+package client
+
+import (
+	"net"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/musterfleet/muster/internal/bus"
+)
+
+func TestClockOfTheBroker(t *testing.T) {
+	for _, c := range []struct {
+		ahead, within time.Duration
+		level, want   string
+	}{
+		{3 * time.Millisecond, 2 * time.Millisecond, "ok", "by 5ms at most"},
+		{-30 * time.Second, time.Millisecond, "ok", "by 30.001s at most"},
+		{61 * time.Second, 2 * time.Second, "ok", "by 1m3s at most"}, // it may be less than the limit
+		{2 * time.Hour, time.Second, "warn", "2h0m0s ahead of"},
+		{-90 * time.Second, time.Second, "warn", "1m30s behind"},
+	} {
+		var h Health
+		brokerClock(c.ahead, c.within, &h)
+		if len(h.Checks) != 1 || h.Checks[0].Name != "clock" || h.Checks[0].Level != c.level || !strings.Contains(h.Checks[0].Message, c.want) {
+			t.Errorf("%v, within %v: got %+v, want %s and %q", c.ahead, c.within, h.Checks, c.level, c.want)
+		}
+	}
+}
+
+func TestClocksOfNodes(t *testing.T) {
+	var h Health
+	checkNodeClocks(&h, []Node{{Name: "a", Online: true}, {Name: "b", Online: true, ClockOff: 59 * time.Second}, {Name: "away", ClockOff: time.Hour}})
+	if len(h.Checks) != 1 || h.Checks[0].Level != "ok" || !strings.Contains(h.Checks[0].Message, "(2)") {
+		t.Errorf("got %+v", h.Checks)
+	}
+	h = Health{}
+	checkNodeClocks(&h, []Node{{Name: "a", Online: true}, {Name: "b", Online: true, ClockOff: -2 * time.Minute}})
+	if len(h.Checks) != 1 || h.Checks[0].Level != "warn" || !strings.Contains(h.Checks[0].Message, "b differs by -2m0s") {
+		t.Errorf("got %+v", h.Checks)
+	}
+}
+
+// Each address is looked at, also when one has led to the broker: a way that is
+// gone is missed when the other one goes.
+func TestPortsOfTheBroker(t *testing.T) {
+	there, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer there.Close()
+	gone, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	gone.Close()
+	urls := []string{"nats://" + there.Addr().String(), "tls://" + gone.Addr().String(), "nats://127.0.0.1:0x"}
+	for connected, want := range map[string]string{"": "ok fail fail", there.Addr().String(): "ok warn warn"} {
+		var h Health
+		c := &Client{dial: bus.Options{URLs: urls}}
+		c.checkPorts(t.Context(), connected, &h)
+		var got []string
+		for _, check := range h.Checks {
+			got = append(got, check.Level)
+			if check.Name != "port" || (check.Level == "ok") != (check.Hint == "") {
+				t.Errorf("got %+v", check)
+			}
+		}
+		if strings.Join(got, " ") != want {
+			t.Errorf("connected to %q: got %q, want %q", connected, got, want)
+		}
+	}
+}
