@@ -38,6 +38,7 @@ func (c *Client) Check(ctx context.Context) Health {
 	s := conn.Settings()
 	h.add("layout", "ok", "", "version %d, %d shards, %d replicas, fleet %s", s.Version, s.Shards, s.Replicas, s.Fleet)
 	c.checkStreams(ctx, conn, &h)
+	checkDurability(ctx, conn, &h)
 	c.checkNodes(ctx, conn, &h)
 	return h
 }
@@ -131,5 +132,36 @@ func checkNodeClocks(h *Health, nodes []Node) {
 	}
 	if compared > 0 && wrong == 0 {
 		h.add("clock", "ok", "", "those of the nodes that answer (%d) and this machine's differ by less than %s", compared, clockLimit)
+	}
+}
+
+// checkDurability tells whether a receipt outlasts a power cut, which only the
+// service beside the broker can see.
+func checkDurability(ctx context.Context, conn *bus.Conn, h *Health) {
+	d, err := conn.Durability(ctx)
+	if err != nil {
+		h.add("durability", "warn", "start 'muster broker' of this version; a server of your own needs 'sync_interval: always'",
+			"whether the broker syncs what it stores is not known: callers cannot see it, and the service has not looked")
+		return
+	}
+	durability(d, h)
+}
+
+func durability(d bus.Durability, h *Health) {
+	seen := d.Seen.Local().Format(time.DateTime)
+	lax := 0
+	for _, s := range d.Servers {
+		if !s.Always {
+			lax++
+			h.add("durability", "warn", "give it 'sync_interval: always', as 'muster broker config' does, and start it anew",
+				"%s does not sync what it stores (seen %s): a power cut may cost what was accepted", s.Server, seen)
+		}
+	}
+	switch {
+	case d.Silent > 0:
+		h.add("durability", "warn", "it is looked at each hour, and when 'muster broker' starts",
+			"whether %d more servers of the broker sync what they store was not seen (%s)", d.Silent, seen)
+	case lax == 0:
+		h.add("durability", "ok", "", "the broker syncs what it stores before it gives a receipt (servers: %d, seen %s)", len(d.Servers), seen)
 	}
 }

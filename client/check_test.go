@@ -71,3 +71,26 @@ func TestPortsOfTheBroker(t *testing.T) {
 		}
 	}
 }
+
+func TestDurability(t *testing.T) {
+	always, later := bus.ServerSync{Server: "a", Always: true}, bus.ServerSync{Server: "b"}
+	for _, c := range []struct {
+		d    bus.Durability
+		want string
+	}{
+		{bus.Durability{Servers: []bus.ServerSync{always}}, "ok"},
+		{bus.Durability{Servers: []bus.ServerSync{always, later}}, "warn"},
+		{bus.Durability{Servers: []bus.ServerSync{always}, Silent: 2}, "warn"},
+		{bus.Durability{Servers: []bus.ServerSync{later, later}, Silent: 1}, "warn warn warn"},
+	} {
+		var h Health
+		durability(c.d, &h)
+		var got []string
+		for _, check := range h.Checks {
+			got = append(got, check.Level)
+		}
+		if strings.Join(got, " ") != c.want {
+			t.Errorf("%+v: got %+v, want %s", c.d, h.Checks, c.want)
+		}
+	}
+}

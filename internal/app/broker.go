@@ -51,11 +51,10 @@ func RunBroker(ctx context.Context, o BrokerOptions, ready func(BrokerInfo)) err
 		return err
 	}
 	defer b.Stop()
+	at := bus.Options{Name: "service", InProcess: b, Log: o.Log}
 	s := session{
-		fleet: fleet, log: o.Log, ready: func() { ready(brokerInfo(fleet, options, b)) },
-		dial: func(ctx context.Context) (*bus.Conn, error) {
-			return dialService(ctx, fleet, bus.Options{Name: "service", InProcess: b, Log: o.Log})
-		},
+		fleet: fleet, log: o.Log, at: at, ready: func() { ready(brokerInfo(fleet, options, b)) },
+		dial:   func(ctx context.Context) (*bus.Conn, error) { return dialService(ctx, fleet, at) },
 		update: func(_ context.Context, a enrol.Account) error { return b.UpdateAccount(a.Key, a.JWT) },
 	}
 	return s.run(ctx)
@@ -198,7 +197,7 @@ func RunService(ctx context.Context, o ServiceOptions, ready func()) error {
 		return err
 	}
 	s := session{
-		fleet: fleet, log: o.Log, ready: ready, update: update, patient: true, replicas: o.Replicas,
+		fleet: fleet, log: o.Log, at: at, ready: ready, update: update, patient: true, replicas: o.Replicas,
 		// The server's configuration may be older than the last removal.
 		prepare: func(ctx context.Context) error { return pushAccounts(ctx, fleet, update) },
 		dial:    func(ctx context.Context) (*bus.Conn, error) { return dialAs(ctx, fleet, o.CredsFile, at) },
@@ -244,6 +243,7 @@ func pushAccount(ctx context.Context, fleet config.FleetFolder, at bus.Options, 
 type session struct {
 	fleet   config.FleetFolder
 	log     *slog.Logger
+	at      bus.Options                 // where the broker is
 	prepare func(context.Context) error // nil, or called before the session's connection is made
 	dial    func(context.Context) (*bus.Conn, error)
 	update  func(context.Context, enrol.Account) error
@@ -301,7 +301,7 @@ func (s *session) once(ctx context.Context, ready func()) error {
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	var wg sync.WaitGroup
-	wg.Go(func() { s.tidy(ctx) })
+	wg.Go(func() { s.lookAtDisks(ctx, conn); s.tidy(ctx) }) // newcomers need not wait for it
 	wg.Go(func() { s.watchRevoked(ctx, known) })
 	defer wg.Wait()
 	defer cancel()
@@ -358,10 +358,12 @@ func lockPatiently(ctx context.Context, fleet config.FleetFolder, purpose string
 	return unlock, err
 }
 
-// tidyEvery is how often older command streams are looked at.
+// tidyEvery is how often older command streams are looked at, and whether the
+// broker's servers sync what they store.
 const tidyEvery = time.Hour
 
-// tidy removes older command streams that have been emptied.
+// tidy removes older command streams that have been emptied, and looks at the
+// servers again: those of a cluster are started anew one by one.
 func (s *session) tidy(ctx context.Context) {
 	for pause(ctx, tidyEvery) {
 		conn, err := s.dial(ctx)
@@ -373,6 +375,7 @@ func (s *session) tidy(ctx context.Context) {
 				s.log.Warn("older command streams were not looked at", "component", "app", "err", err)
 			}
 		}
+		s.lookAtDisks(ctx, conn)
 		conn.Close()
 	}
 }

@@ -33,6 +33,7 @@ var promises = []struct {
 	{"a removal disturbs nobody", removalDisturbsNobody},
 	{"nodes learn of others", nodesLearnOfOthers},
 	{"no detour to others", noDetourToOthers},
+	{"that it syncs is seen", syncIsSeen},
 	{"the service is no detour", serviceIsNoDetour},
 	{"a revoked caller is cut off", revokedCallerIsCutOff},
 	{"commands move to other streams", commandsMove},

@@ -147,7 +147,8 @@ func (p *program) brokerCommand() *cobra.Command {
 JetStream within this process.
 
 With --broker, a NATS server of your own is used instead: this process does the
-rest (it admits nodes). 'muster broker config' prints what that server needs.`,
+rest (it admits nodes). 'muster broker config' prints what that server needs. One
+that does not sync what it stores is warned of, here and by 'muster doctor'.`,
 		Example: `  muster broker
   muster broker --listen 0.0.0.0:4222
   muster broker --broker nats://nats.example.net:4222 --creds service.creds`,
