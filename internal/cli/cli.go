@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"os"
 	"slices"
 	"strings"
 	"syscall"
@@ -25,6 +26,7 @@ type program struct {
 	stdin          io.Reader
 	stdout, stderr io.Writer
 	env            func(string) string
+	environ        []string // all variables
 	back           Backend
 	now            func() time.Time
 	folders        []string // of settings files
@@ -47,7 +49,7 @@ func Main(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io
 	ctx, gone := context.WithCancel(ctx)
 	defer gone()
 	return run(ctx, &program{
-		stdin: stdin, stdout: &reader{w: stdout, gone: gone}, stderr: stderr, env: env,
+		stdin: stdin, stdout: &reader{w: stdout, gone: gone}, stderr: stderr, env: env, environ: os.Environ(),
 		back: application{}, now: time.Now, folders: config.SettingsFolders(),
 		outTerm: terminalOf(stdout, env), errTerm: terminalOf(stderr, env), inTerm: isTerminal(stdin),
 	}, args)
@@ -130,6 +132,11 @@ func (p *program) root() *cobra.Command {
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
+			switch cmd.Name() {
+			case "completion", cobra.ShellCompRequestCmd, cobra.ShellCompNoDescRequestCmd: // a shell asks
+			default:
+				p.warnVariables(cmd.Root())
+			}
 			switch cmd.Name() {
 			case "help", "version", "completion": // they work whatever the settings say
 			default:

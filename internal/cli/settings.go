@@ -201,7 +201,8 @@ func (p *program) configCommand() *cobra.Command {
 from the same files in your own folder, ~/.config/muster; what is read later
 wins. MUSTER_CONFIG names a folder that is read instead of both. Then come
 environment variables, such as MUSTER_AGENT_HEARTBEAT for agent.heartbeat, and
-then flags. An unknown key is an error.
+then flags. An unknown key is an error. An unknown variable MUSTER_... is warned of
+and no error: it may be somebody else's.
 
     # /etc/muster/muster.yaml
     output: table
