@@ -38,6 +38,7 @@ type orderFlags struct {
 	wait                    durationFlag
 
 	patient bool // --wait was given: all of it is waited
+	looks   bool // the command only looks, and does not call
 	// told reports, of a program beside an agent, whether that passes on what it
 	// hears; nil of a program that hears for itself. See carrier.
 	told func() bool
@@ -223,7 +224,11 @@ func (f *orderFlags) carrier(c constellation.Constellation) (*participant.LAN, e
 	o := lan.Options{Box: box, Port: f.port, Interfaces: f.interfaces, Peers: f.peers}
 	if len(f.peers) > 0 && len(f.interfaces) == 0 {
 		o.Port, o.Unicast = 0, true
-		return participant.OpenLAN(o)
+		l, err := participant.OpenLAN(o)
+		if err == nil {
+			l.LookFar(!f.looks)
+		}
+		return l, err
 	}
 	l, err := participant.OpenLAN(o)
 	if errors.Is(err, syscall.EADDRINUSE) {
@@ -252,6 +257,7 @@ func operatorName() string {
 // onNetwork runs f with a place on the constellation's network. It takes part
 // until f returns, whatever becomes of ctx: letting go needs the network too.
 func (p *program) onNetwork(ctx context.Context, f *orderFlags, c constellation.Constellation, key ed25519.PrivateKey, do func(context.Context, *participant.Operator) error) error {
+	f.looks = key == nil
 	carriers, port, closing, err := f.carriers(ctx, p, c)
 	if err != nil {
 		return err

@@ -154,8 +154,8 @@ func (p *program) orderNeighbours(f *orderFlags) *cobra.Command {
 		Long: `Show who answers on the network, what state they are in, and which broker they
 have. No operator's file is needed.
 
-Only direct neighbours are heard of: with --peer those that are named, of whose
-neighbours the number is told, with multicast all of the network. Agents say who
+With multicast all of the network are heard of, with --peer those that are named
+and what these have heard of; of further ones the number is told. Agents say who
 they are every 10 seconds; eight answer a newcomer at once. --wait 12s hears of
 all, in a network of up to 100.`,
 		Example: `  muster order neighbours
@@ -200,7 +200,8 @@ func (p *program) orderStatus(f *orderFlags) *cobra.Command {
 		Use:   "status",
 		Short: "Show which machines are in order, and whose",
 		Long: `Show the state of each agent that is heard of: idle, call (somebody is calling), or
-order (locked), and the operator who holds it, as far as that one is heard of too.
+order (locked), and the operator who holds it, as far as that one is heard of too:
+BY is the name that its program says, and - when it has ended or is too far away.
 The states are those of each agent's last word, which it says within a second of a
 change, and in networks of more than 50 agents within 10 ms for each. A session that is open on this machine is shown with the end of its lease.
 

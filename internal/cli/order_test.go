@@ -74,6 +74,7 @@ func (l *orderLab) start(dir, name string, peers []string) (*labAgent, error) {
 	if err != nil {
 		return nil, err
 	}
+	network.PassOn()
 	journal, err := participant.OpenJournal(dir)
 	if err != nil {
 		return nil, err

@@ -160,23 +160,44 @@ func (o *Operator) callOnce(ctx context.Context, opts order.CallOptions) (Holdin
 // lost explains a Call that was lost.
 func (o *Operator) lost(e order.Event) error {
 	l := &LostError{Order: e.Order, Rival: e.Rival, pause: e.Backoff}
-	var peers []order.Peer
-	if err := o.loop.Do(context.Background(), func(time.Time) { peers = o.caller.Peers() }); err != nil {
-		return err
-	}
-	for _, p := range peers {
-		switch {
-		case p.Order != e.Rival || e.Rival == order.OrderID{}:
-		case p.Role == order.RoleCaller:
-			l.Holder = p.Name
-		case p.State == order.Ordered:
-			l.Held = true
+	for until := time.Now().Add(holderWait); ; {
+		if err := o.rival(l); err != nil {
+			return err
+		}
+		if (e.Rival == order.OrderID{}) || l.Holder != "" || time.Now().After(until) {
+			break
+		}
+		if err := pause(context.Background(), holderWait/25); err != nil {
+			return err
 		}
 	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	l.Absent = o.who(e.Absent)
 	return l
+}
+
+// holderWait is how long who the rival is may stay unknown before the loss is told
+// without it: the agent that refuses may be faster than the one that passes the
+// rival's word on.
+const holderWait = 500 * time.Millisecond
+
+// rival tells of a lost Call what is known of the other operator.
+func (o *Operator) rival(l *LostError) error {
+	var peers []order.Peer
+	if err := o.loop.Do(context.Background(), func(time.Time) { peers = o.caller.Peers() }); err != nil {
+		return err
+	}
+	for _, p := range peers {
+		switch {
+		case p.Order != l.Rival || l.Rival == order.OrderID{}:
+		case p.Role == order.RoleCaller:
+			l.Holder = p.Name
+		case p.State == order.Ordered:
+			l.Held = true
+		}
+	}
+	return nil
 }
 
 // Holding returns the Order that is held.

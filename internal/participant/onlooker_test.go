@@ -5,7 +5,6 @@ import (
 	"context"
 	"crypto/rand"
 	"fmt"
-	"reflect"
 	"slices"
 	"sync"
 	"testing"
@@ -32,32 +31,48 @@ type sent struct {
 	frame []byte
 }
 
-func newTeller() (*teller, *[]sent) {
+// listening is a teller that keeps what it sends.
+func listening() (*teller, *[]sent) {
 	var all []sent
-	return &teller{send: func(to lan.Address, frame []byte) { all = append(all, sent{to, frame}) }, onlookers: map[lan.Address]time.Time{}}, &all
+	return newTeller(func(to lan.Address, frame []byte) { all = append(all, sent{to, frame}) }), &all
 }
 
-// HELLOs are passed on to operators' programs on this machine, and to nobody else.
+// helloOf is the HELLO of one of many participants.
+func helloOf(t testing.TB, i int, state order.State, port uint16) []byte {
+	t.Helper()
+	id := [16]byte{byte(i), byte(i >> 8), 1}
+	frame, err := order.Encode(order.Frame{Src: order.NodeID(id[:8]), SrcBoot: order.BootID{1}, Counter: 1,
+		Body: &order.Hello{Protocol: order.Protocol, ID: id, State: state, Name: fmt.Sprint("n", i), TCPPort: port}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return frame
+}
+
+// HELLOs are passed on to operators' programs that have a connection, and to nobody
+// else.
 func TestTeller(t *testing.T) {
-	const mine, theirs, remote lan.Address = "tcp/127.0.0.1:5000", "tcp/[::1]:5001", "tcp/10.0.0.9:5000"
-	operator, agent := hello(t, order.CallerState, "op"), hello(t, order.Idle, "web1")
+	const mine, remote lan.Address = "tcp/127.0.0.1:5000", "tcp/10.0.0.9:5000"
+	operator, agent := hello(t, order.CallerState, "op"), helloOf(t, 7, order.Idle, 6776)
 	for name, c := range map[string]struct {
 		before map[lan.Address][]byte // who has said what
 		from   lan.Address
 		frame  []byte
 		want   []lan.Address
+		as     lan.Address
 	}{
-		"a HELLO":                {map[lan.Address][]byte{mine: operator, theirs: operator}, "10.0.0.5:6776", agent, []lan.Address{mine, theirs}},
-		"an operator's HELLO":    {map[lan.Address][]byte{mine: operator}, "10.0.0.5:6776", operator, []lan.Address{mine}},
-		"to an agent":            {map[lan.Address][]byte{mine: agent}, "10.0.0.5:6776", agent, nil},
-		"to another machine":     {map[lan.Address][]byte{remote: operator}, "10.0.0.5:6776", agent, nil},
-		"without a HELLO of it":  {map[lan.Address][]byte{mine: {0x87, 2}}, "10.0.0.5:6776", agent, nil},
-		"after half a HELLO":     {map[lan.Address][]byte{mine: operator[:20]}, "10.0.0.5:6776", agent, nil},
-		"what is no HELLO":       {map[lan.Address][]byte{mine: operator}, "10.0.0.5:6776", []byte{0x87, 2, 3}, nil},
-		"what came over a link":  {map[lan.Address][]byte{mine: operator}, remote, agent, nil},
-		"what is as good as all": {map[lan.Address][]byte{mine: operator}, "10.0.0.5:6776", slices.Concat(agent, make([]byte, lan.MaxDatagram)), nil},
+		"a HELLO":                {map[lan.Address][]byte{mine: operator, remote: operator}, "10.0.0.5:6776", agent, []lan.Address{remote, mine}, "10.0.0.5:6776"},
+		"an operator's HELLO":    {map[lan.Address][]byte{mine: operator}, "10.0.0.5:6776", operator, []lan.Address{mine}, "10.0.0.5:6776"},
+		"to an agent":            {map[lan.Address][]byte{mine: agent}, "10.0.0.5:6776", agent, nil, ""},
+		"to who multicasts":      {map[lan.Address][]byte{"10.0.0.8:6776": operator}, "10.0.0.5:6776", agent, nil, ""},
+		"without a HELLO of it":  {map[lan.Address][]byte{mine: {0x87, 2}}, "10.0.0.5:6776", agent, nil, ""},
+		"after half a HELLO":     {map[lan.Address][]byte{mine: operator[:20]}, "10.0.0.5:6776", agent, nil, ""},
+		"what is no HELLO":       {map[lan.Address][]byte{mine: operator}, "10.0.0.5:6776", []byte{0x87, 2, 3}, nil, ""},
+		"what came over a link":  {map[lan.Address][]byte{mine: operator}, "tcp/10.0.0.5:40000", agent, []lan.Address{mine}, "10.0.0.5:6776"},
+		"an operator over one":   {map[lan.Address][]byte{mine: operator}, remote, helloOf(t, 8, order.CallerState, 0), []lan.Address{mine}, "10.0.0.9:5000"},
+		"what is as good as all": {map[lan.Address][]byte{mine: operator}, "10.0.0.5:6776", slices.Concat(agent, make([]byte, lan.MaxDatagram)), nil, ""},
 	} {
-		h, all := newTeller()
+		h, all := listening()
 		for from, frame := range c.before {
 			h.heard(from, frame)
 		}
@@ -68,28 +83,67 @@ func TestTeller(t *testing.T) {
 		var got []lan.Address
 		for _, s := range *all {
 			of, frame, ok := parseHeard(s.frame)
-			if !ok || of != c.from || !bytes.Equal(frame, c.frame) {
-				t.Errorf("%s: %x is passed on", name, s.frame)
+			if ok && (len(frame) == 0 || bytes.Equal(frame, operator) && !bytes.Equal(frame, c.frame)) {
+				continue // that it passes on, and what was said before
+			}
+			if !ok || of != c.as || !bytes.Equal(frame, c.frame) {
+				t.Errorf("%s: %x is passed on, of %s", name, s.frame, of)
 			}
 			got = append(got, s.to)
 		}
-		if slices.Sort(got); !reflect.DeepEqual(got, c.want) {
+		if slices.Sort(got); !slices.Equal(got, c.want) {
 			t.Errorf("%s: it is passed on to %v, want %v", name, got, c.want)
 		}
 	}
 }
 
+// A new onlooker hears at once of all whose last word is not old, each once.
+func TestTellerRemembers(t *testing.T) {
+	h, all := listening()
+	now := time.Now()
+	for i, age := range []time.Duration{wordLife + time.Second, wordLife / 2, wordLife / 2, 0} {
+		h.tell(now.Add(-age), "10.0.0.5:6776", order.NodeID{byte(min(i, 2))}, heardFrame("10.0.0.5:6776", helloOf(t, i, order.Idle, 0)))
+	}
+	h.welcome(now, "tcp/10.0.0.9:5000")
+	h.welcome(now, "tcp/10.0.0.9:5000")
+	var said [][]byte
+	for _, s := range *all {
+		if _, says, ok := parseHeard(s.frame); ok && len(says) > 0 {
+			said = append(said, says)
+		}
+	}
+	slices.SortFunc(said, bytes.Compare)
+	if want := [][]byte{helloOf(t, 1, order.Idle, 0), helloOf(t, 3, order.Idle, 0)}; !slices.EqualFunc(said, want, bytes.Equal) {
+		t.Errorf("got %x, want %x", said, want)
+	}
+}
+
+func TestTellerForgets(t *testing.T) {
+	h, _ := listening()
+	now := time.Now()
+	id := func(i int) order.NodeID { return order.NodeID{byte(i), byte(i >> 8)} }
+	for i := range maxWords + 10 {
+		h.tell(now, "10.0.0.5:6776", id(i), nil)
+	}
+	if len(h.words) != maxWords {
+		t.Errorf("%d words are kept", len(h.words))
+	}
+	h.tell(now.Add(wordLife), "10.0.0.5:6776", id(maxWords+1), nil)
+	if len(h.words) != 1 {
+		t.Errorf("%d words are kept after a while", len(h.words))
+	}
+}
+
 func TestTellerIsBounded(t *testing.T) {
-	h, all := newTeller()
-	op := hello(t, order.CallerState, "op")
+	h, all := listening()
 	now := time.Now()
 	for i := range maxOnlookers + 3 {
-		h.welcome(now, lan.Address(fmt.Sprintf("tcp/127.0.0.1:%d", 1000+i)), op)
+		h.welcome(now, lan.Address(fmt.Sprintf("tcp/127.0.0.1:%d", 1000+i)))
 	}
 	if len(h.onlookers) != maxOnlookers || len(*all) != maxOnlookers {
 		t.Errorf("%d are passed on to, %d were told so", len(h.onlookers), len(*all))
 	}
-	h.welcome(now.Add(linkLife+1), "tcp/127.0.0.1:9", op)
+	h.welcome(now.Add(linkLife+1), "tcp/127.0.0.1:9")
 	if len(h.onlookers) != 1 {
 		t.Errorf("%d are left after a long time", len(h.onlookers))
 	}
@@ -100,7 +154,7 @@ func TestOnlooker(t *testing.T) {
 	const agent lan.Address = "tcp/127.0.0.1:6776"
 	says := hello(t, order.Idle, "web1")
 	passed := heardFrame("10.0.0.5:6776", says)
-	o := &onlooker{}
+	o := &onlooker{trusts: ofThisMachine}
 	if from, frame := o.heard("tcp/10.0.0.9:6776", passed); from != "tcp/10.0.0.9:6776" || !bytes.Equal(frame, passed) || o.told.Load() {
 		t.Errorf("of another machine it takes %x from %s", frame, from)
 	}
@@ -120,6 +174,23 @@ func TestOnlooker(t *testing.T) {
 		if from, frame := o.heard(agent, bad); from != agent || !bytes.Equal(frame, bad) {
 			t.Errorf("%x is taken for %x from %s", bad, frame, from)
 		}
+	}
+}
+
+// One that calls hears of operators alone from agents elsewhere.
+func TestOnlookerThatCalls(t *testing.T) {
+	const agent lan.Address = "tcp/10.0.0.9:6776"
+	for state, taken := range map[order.State]bool{order.Idle: false, order.Ordered: false, order.CallerState: true} {
+		says := hello(t, state, "x")
+		o := &onlooker{trusts: isLink, callers: true}
+		from, frame := o.heard(agent, heardFrame("10.0.0.5:6776", says))
+		if taken != bytes.Equal(frame, says) || taken != (from == "10.0.0.5:6776") || !taken && len(frame) > 0 {
+			t.Errorf("of %v it hears %x from %s", state, frame, from)
+		}
+	}
+	o := &onlooker{trusts: isLink}
+	if _, frame := o.heard("10.0.0.9:6776", heardFrame("10.0.0.5:6776", hello(t, order.Idle, "x"))); isHello(frame) {
+		t.Error("it believes a datagram")
 	}
 }
 
