@@ -96,6 +96,9 @@ func (c *Client) authenticate(o Options) error {
 			return muster.Errorf(muster.Invalid, "the broker credentials hold no seed: %w", err)
 		}
 		c.dial.JWT, c.dial.Seed = token, string(seed)
+		if user, err := jwt.DecodeUserClaims(token); err == nil { // else the broker says what is wrong with it
+			c.dial.Inbox = bus.CallerInbox(user.Sub.Allow)
+		}
 	}
 	if len(o.Identity) == 0 {
 		return nil

@@ -55,7 +55,7 @@ func AddOperator(o OperatorOptions) error {
 	if err != nil {
 		return err
 	}
-	creds, err := enrol.NewCreds(fleet.Keys, o.Name, bus.OperatorPermissions(fleet.Fleet.Prefix), expires, now)
+	creds, err := enrol.NewCreds(fleet.Keys, o.Name, permissionsFor(fleet.Fleet.Prefix, o.Rights), expires, now)
 	if err != nil {
 		return err
 	}
@@ -66,6 +66,16 @@ func AddOperator(o OperatorOptions) error {
 		Fleet: fleet.Fleet.ID, Prefix: fleet.Fleet.Prefix, URLs: fleet.Fleet.URLs,
 		Credentials: creds, Identity: aaa.NewSecret(identity.Marshal()), CA: fleet.MemberCA(),
 	})
+}
+
+// permissionsFor are those of an operator for a caller that may use every
+// method on every node, and those to send and to read for any other.
+func permissionsFor(prefix string, rights []aaa.Right) bus.Permissions {
+	all := func(globs []string) bool { return slices.Contains(globs, "*") }
+	if slices.ContainsFunc(rights, func(r aaa.Right) bool { return all(r.Methods) && all(r.Nodes) }) {
+		return bus.OperatorPermissions(prefix)
+	}
+	return bus.CallerPermissions(prefix, bus.NewCallerInbox(), rights)
 }
 
 // issueTime is now, or later if what is issued to the name now was revoked in

@@ -32,6 +32,8 @@ var promises = []struct {
 	{"a removed node is put out", removedNodeIsPutOut},
 	{"a removal disturbs nobody", removalDisturbsNobody},
 	{"nodes learn of others", nodesLearnOfOthers},
+	{"a caller keeps to its rights", callerKeepsToItsRights},
+	{"a caller without bounds administers", aCallerWithoutBoundsAdministers},
 	{"no detour to others", noDetourToOthers},
 	{"that it syncs is seen", syncIsSeen},
 	{"the service is no detour", serviceIsNoDetour},

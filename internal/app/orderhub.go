@@ -13,6 +13,7 @@ import (
 	"github.com/musterfleet/muster/internal/bus"
 	"github.com/musterfleet/muster/internal/config"
 	"github.com/musterfleet/muster/internal/constellation"
+	"github.com/musterfleet/muster/internal/enrol"
 	"github.com/musterfleet/muster/internal/order"
 	"github.com/musterfleet/muster/internal/participant"
 	"github.com/musterfleet/muster/internal/seal"
@@ -181,6 +182,10 @@ func OpenOrderHub(ctx context.Context, contextName string, c constellation.Const
 	userJWT, seed, err := config.ParseCreds(cc.Credentials)
 	if err != nil {
 		return nil, err
+	}
+	if enrol.CallerInbox(userJWT) != "" {
+		return nil, muster.Errorf(muster.Denied, "Orders by way of the broker are for administrators; the rights in the context %s are bounded", cc.Name).
+			WithHint("use a context that was made without --method and --node, or reach the machines over the LAN")
 	}
 	o := bus.Options{URLs: cc.URLs, Name: "muster order", JWT: userJWT, Seed: string(seed.Reveal()), CA: cc.CA, Prefix: cc.Prefix, Log: log}
 	h := &OrderHub{box: box, token: bus.NewMailbox(), log: log, dial: func(ctx context.Context) (*bus.Conn, error) { return bus.Dial(ctx, o) }}

@@ -59,6 +59,9 @@ type Conn struct {
 	mu      sync.Mutex // guards records
 	records string     // subject of the fleet's records, once it is known
 
+	deniedMu sync.Mutex // guards denied
+	denied   map[*int]func(subject string)
+
 	beforeStep func() // of a change of the layout; set by tests
 }
 
@@ -130,6 +133,9 @@ func (c *Conn) natsOptions(ctx context.Context, o Options) ([]nats.Option, error
 // violation of permissions is news for an operator; it names a subject only.
 func (c *Conn) asyncError(_ *nats.Conn, _ *nats.Subscription, err error) {
 	c.log.Warn("broker reports an error", "component", "bus", "err", err)
+	if subject, ok := deniedSubject(err); ok {
+		c.tellDenied(subject)
+	}
 }
 
 func dialError(err error, o Options) error {

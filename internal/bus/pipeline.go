@@ -36,15 +36,22 @@ type Pipeline struct {
 	window chan struct{} // a token for each message under way
 	tick   *time.Ticker
 	ended  chan struct{}
+	forget func() // what the broker does not permit
 
 	calls sync.Mutex // held while done is called, so that calls keep their order
 
 	mu      sync.Mutex // guards the fields below
 	next    uint64
-	pending map[uint64]func(error)
+	pending map[uint64]flight
 	unheard int       // of the pending, those on whose subject no stream listens
 	heard   time.Time // of the last receipt, or of the first message after silence
 	closed  bool
+}
+
+// A flight is a message under way.
+type flight struct {
+	subject string
+	done    func(error)
 }
 
 // window sizes: messages under way at once.
@@ -61,7 +68,7 @@ func (c *Conn) Pipeline() (*Pipeline, error) {
 	}
 	p := &Pipeline{
 		c: c, inbox: c.nc.NewRespInbox() + ".",
-		window: make(chan struct{}, size), pending: make(map[uint64]func(error)),
+		window: make(chan struct{}, size), pending: make(map[uint64]flight),
 		tick: time.NewTicker(receiptTimeout / 3), ended: make(chan struct{}),
 	}
 	var err error
@@ -70,6 +77,7 @@ func (c *Conn) Pipeline() (*Pipeline, error) {
 		p.tick.Stop()
 		return nil, natsError(err, "open pipeline")
 	}
+	p.forget = c.onDenied(p.deny)
 	go p.watch()
 	return p, nil
 }
@@ -98,7 +106,7 @@ func (p *Pipeline) Publish(m Outgoing, done func(error)) {
 	}
 	n := p.next
 	p.next++
-	p.pending[n] = done
+	p.pending[n] = flight{m.Subject, done}
 	// Under the lock: the order of sequence numbers is the order on the wire.
 	err := p.c.nc.PublishMsg(p.message(m, n))
 	refused := errors.Is(err, nats.ErrMaxPayload) || errors.Is(err, nats.ErrBadSubject)
@@ -165,7 +173,7 @@ func (p *Pipeline) receipt(m *nats.Msg) {
 func (p *Pipeline) heardOf(n uint64, nobody bool) func(error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	f := p.pending[n]
+	f := p.pending[n].done
 	p.heard = time.Now()
 	if nobody {
 		p.unheard++
@@ -177,6 +185,30 @@ func (p *Pipeline) heardOf(n uint64, nobody bool) func(error) {
 		p.c.nc.Close()
 	}
 	return f
+}
+
+// deny ends the wait for messages on a subject that is not permitted. Each is
+// refused by itself: it does not get in the way of the others.
+func (p *Pipeline) deny(subject string) {
+	p.calls.Lock()
+	defer p.calls.Unlock()
+	p.mu.Lock()
+	var refused []flight
+	for _, n := range slices.Sorted(maps.Keys(p.pending)) {
+		if f := p.pending[n]; f.subject == subject {
+			refused = append(refused, f)
+			delete(p.pending, n)
+		}
+	}
+	p.heard = time.Now()
+	if p.unheard > 0 && p.unheard == len(p.pending) {
+		p.c.nc.Close()
+	}
+	p.mu.Unlock()
+	for _, f := range refused {
+		<-p.window
+		f.done(deniedError(subject))
+	}
 }
 
 // receiptError reads the broker's receipt.
@@ -211,6 +243,7 @@ func receiptError(data []byte) error {
 // broker is silent while messages are under way.
 func (p *Pipeline) watch() {
 	defer close(p.ended)
+	defer p.forget()
 	defer p.tick.Stop()
 	for {
 		select {
@@ -240,7 +273,7 @@ func (p *Pipeline) fail() {
 	p.pending = nil
 	p.mu.Unlock()
 	for _, n := range slices.Sorted(maps.Keys(failed)) {
-		failed[n](errGone)
+		failed[n].done(errGone)
 	}
 }
 

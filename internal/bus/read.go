@@ -53,6 +53,9 @@ func (c *Conn) Follow(ctx context.Context, q Query, handle func(Stored) error) e
 
 func (c *Conn) read(ctx context.Context, q Query, follow bool, handle func(Stored) error) error {
 	consumer, err := c.reader(ctx, q)
+	if muster.KindOf(err) == muster.Denied {
+		return err
+	}
 	if err != nil {
 		return natsError(err, "read stream "+q.Stream)
 	}
@@ -109,9 +112,12 @@ const resetTries = 3
 
 func (c *Conn) reader(ctx context.Context, q Query) (consumer jetstream.Consumer, err error) {
 	for range readerTries {
-		try, cancel := context.WithTimeout(ctx, requestTimeout)
-		consumer, err = c.js.OrderedConsumer(try, q.Stream, q.config())
-		cancel()
+		err = c.permitted(ctx, q.Stream, func(ctx context.Context) error {
+			try, cancel := context.WithTimeout(ctx, requestTimeout)
+			defer cancel()
+			consumer, err = c.js.OrderedConsumer(try, q.Stream, q.config())
+			return err
+		})
 		if !errors.Is(err, context.DeadlineExceeded) || ctx.Err() != nil {
 			break
 		}
@@ -152,7 +158,14 @@ func (c *Conn) put(ctx context.Context, m Outgoing, opts ...jetstream.PublishOpt
 	for k, v := range m.Header {
 		msg.Header.Set(k, v)
 	}
-	ack, err := c.js.PublishMsg(ctx, msg, opts...)
+	var ack *jetstream.PubAck
+	err := c.permitted(ctx, m.Subject, func(ctx context.Context) (err error) {
+		ack, err = c.js.PublishMsg(ctx, msg, opts...)
+		return err
+	})
+	if muster.KindOf(err) == muster.Denied {
+		return 0, err
+	}
 	if errors.Is(err, jetstream.ErrNoStreamResponse) {
 		c.nc.Close() // the stream may have been replaced: a new connection knows
 	}
@@ -193,20 +206,24 @@ func (c *Conn) eachQueue(ctx context.Context, f func(Subjects) error) error {
 
 // Purge removes what a stream holds under a filter.
 func (c *Conn) Purge(ctx context.Context, stream, filter string) error {
-	s, err := c.js.Stream(ctx, stream)
-	if err != nil {
-		return natsError(err, "purge "+stream)
-	}
-	return natsError(s.Purge(ctx, jetstream.WithPurgeSubject(filter)), "purge "+filter)
+	return c.permitted(ctx, stream, func(ctx context.Context) error {
+		s, err := c.js.Stream(ctx, stream)
+		if err != nil {
+			return natsError(err, "purge "+stream)
+		}
+		return natsError(s.Purge(ctx, jetstream.WithPurgeSubject(filter)), "purge "+filter)
+	})
 }
 
 // Delete removes one message of a stream.
 func (c *Conn) Delete(ctx context.Context, stream string, seq uint64) error {
-	s, err := c.js.Stream(ctx, stream)
-	if err != nil {
-		return natsError(err, "delete from "+stream)
-	}
-	return natsError(s.DeleteMsg(ctx, seq), "delete from "+stream)
+	return c.permitted(ctx, stream, func(ctx context.Context) error {
+		s, err := c.js.Stream(ctx, stream)
+		if err != nil {
+			return natsError(err, "delete from "+stream)
+		}
+		return natsError(s.DeleteMsg(ctx, seq), "delete from "+stream)
+	})
 }
 
 // A StreamState is how full a stream is.

@@ -105,6 +105,16 @@ func MailboxOf(userJWT, prefix string, node muster.NodeName) string {
 	return bus.MailboxOf(prefix, node, mayPublish(userJWT))
 }
 
+// CallerInbox reads the prefix of inboxes of a caller with bounded rights from
+// its user JWT. It is empty for an operator.
+func CallerInbox(userJWT string) string {
+	claims, err := jwt.DecodeUserClaims(userJWT)
+	if err != nil {
+		return "" // the broker will say what is wrong with it
+	}
+	return bus.CallerInbox(claims.Sub.Allow)
+}
+
 // mayPublish lists the subjects to which a user JWT lets publish.
 func mayPublish(userJWT string) []string {
 	claims, err := jwt.DecodeUserClaims(userJWT)
