@@ -142,7 +142,12 @@ that expires is renewed. The one before stays valid until it expires, or until
 'muster caller revoke' revokes its key.
 
 Policies on nodes decide what the caller may do there. --method and --node bound
-it before they are asked.`,
+it before they are asked.
+
+A caller that may use every method on every node, which is the default, is an
+administrator: it may also change labels, remove nodes, deal with dead letters and
+use Orders over the broker. With --method or --node the credentials are for
+sending, cancelling, following and reading alone.`,
 		Example: `  muster context make alice --group admin --out ./alice
   muster context make backup --method backup.run --node 'db*' --expires 30d --out ./backup`,
 		Args: cobra.ExactArgs(1),
