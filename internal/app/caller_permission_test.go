@@ -248,9 +248,9 @@ func aCallerWithoutBoundsAdministers(t *testing.T, f fleet) {
 	// Rights that cannot be said in subjects, and more of them than fit.
 	for name, rights := range map[string][]aaa.Right{
 		"glob": {{Methods: []string{"echo"}, Nodes: []string{"admin*"}}}, "all nodes": {{Methods: []string{"echo"}, Nodes: []string{"*"}}},
-		"all methods": {{Methods: []string{"*"}, Nodes: []string{string(node)}}}, "many": manyRights(node),
+		"all methods": {{Methods: []string{"*"}, Nodes: []string{string(node)}}}, "many": manyRights(node, 100), "just as many as fit": manyRights(node, 3),
 	} {
-		cl := f.clientWith(f.bounded("bounded", rights...))
+		cl := f.clientWith(f.bounded(strings.Repeat("bounded-", 6), rights...))
 		if r, err := cl.Send(f.ctx(), client.Request{Method: "echo", Nodes: []muster.NodeName{node}}); err != nil || len(r.Refused) > 0 {
 			t.Errorf("%s: send: %+v, %v", name, r, err)
 		}
@@ -260,9 +260,9 @@ func aCallerWithoutBoundsAdministers(t *testing.T, f fleet) {
 	}
 }
 
-func manyRights(node muster.NodeName) []aaa.Right {
+func manyRights(node muster.NodeName, more int) []aaa.Right {
 	r := aaa.Right{Methods: []string{"echo", "shell.run"}, Nodes: []string{string(node)}}
-	for i := range 100 {
+	for i := range more {
 		r.Nodes = append(r.Nodes, fmt.Sprintf("a-rather-long-name-of-a-node-%d.example.com", i))
 	}
 	return []aaa.Right{r}

@@ -28,7 +28,7 @@ func CallerInbox(subscribe []string) string {
 
 // maxNarrow bounds the subjects of commands and withdrawals in credentials, in
 // bytes: a NATS server takes 4096 for all of what a client says of itself.
-const maxNarrow = 1000
+const maxNarrow = 800
 
 // CallerPermissions lets a caller with bounded rights send and withdraw
 // commands, and read what became of them. It may write no records of nodes and
