@@ -89,6 +89,13 @@ func writeDurably(dir, name string, data []byte) (err error) {
 	if err = os.Rename(tmp.Name(), filepath.Join(dir, name)); err != nil {
 		return err
 	}
+	if err = syncFolder(dir); err != nil {
+		err = errors.Join(err, os.Remove(filepath.Join(dir, name))) // what is an error must not be there later
+	}
+	return err
+}
+
+func syncFolder(dir string) error {
 	d, err := os.Open(dir)
 	if err != nil {
 		return err

@@ -86,8 +86,8 @@ func callerKeepsToItsRights(t *testing.T, f fleet) {
 		t.Errorf("send: %+v, %v", receipt, err)
 	}
 	f.waitQueue(op, node, 1)
-	if err := cl.Cancel(f.ctx(), receipt.ID, []muster.NodeName{node}, ""); err != nil {
-		t.Errorf("cancel: %v", err)
+	if n, err := cl.Cancel(f.ctx(), receipt.ID, []muster.NodeName{node}, ""); n != 1 || err != nil {
+		t.Errorf("cancel: %d, %v", n, err)
 	}
 	if all, err := cl.History(f.ctx(), client.HistoryQuery{}); err != nil || len(all) == 0 {
 		t.Errorf("history: %d, %v", len(all), err)
@@ -95,7 +95,8 @@ func callerKeepsToItsRights(t *testing.T, f fleet) {
 	if all, err := cl.Nodes(f.ctx()); err != nil || len(all) == 0 {
 		t.Errorf("nodes: %d, %v", len(all), err)
 	}
-	if _, err := cl.QueueLength(f.ctx(), node); err != nil {
+	waiting := []client.Node{{Name: node}}
+	if err := cl.CountWaiting(f.ctx(), waiting); err != nil {
 		t.Errorf("length of a queue: %v", err)
 	}
 	if _, err := cl.DeadLetterCount(f.ctx()); err != nil {
