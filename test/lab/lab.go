@@ -88,6 +88,10 @@ func (l *Lab) UseServer(exe string) error {
 	return l.Service.Start()
 }
 
+// Outbox is the folder in which senders of this lab keep what they send, and
+// nothing else.
+func (l *Lab) Outbox() string { return filepath.Join(l.Dir, "state", "muster", "outbox") }
+
 // Store is the folder in which the broker keeps messages.
 func (l *Lab) Store() string { return filepath.Join(l.fleet(), "jetstream") }
 
@@ -196,9 +200,10 @@ type Process struct {
 	args  []string
 	stdin string
 
-	mu   sync.Mutex // guards the fields below
-	cmd  *exec.Cmd
-	done chan struct{}
+	mu      sync.Mutex // guards the fields below
+	cmd     *exec.Cmd
+	done    chan struct{}
+	crashes int
 }
 
 func (l *Lab) process(name string, args ...string) *Process {
@@ -216,6 +221,8 @@ func (p *Process) Start() error {
 	if p.cmd != nil {
 		select {
 		case <-p.done:
+			p.cmd = nil
+			p.crashes++
 		default:
 			return nil
 		}
@@ -241,6 +248,13 @@ func (p *Process) Start() error {
 		close(done)
 	}()
 	return nil
+}
+
+// Crashes returns how often Start found that the process had ended by itself.
+func (p *Process) Crashes() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.crashes
 }
 
 // PID returns the process id, 0 when it does not run.
