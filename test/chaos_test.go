@@ -27,7 +27,8 @@ import (
 // disks at random, while commands of many kinds are sent to three nodes. Then
 // it lets everything come back and reads what the commands themselves wrote:
 // none is lost, none ran more often than it may, none overtook another of its
-// lane, and each is in a final state that is true.
+// lane, and each is in a final state that is true. A state of unknown is true only
+// of a run whose agent was killed in its middle.
 //
 // SEED chooses the faults, DURATION how long they last (by default 60 s, and
 // 20 s with a nats-server), BROKER one of the two brokers: embedded or
@@ -86,6 +87,30 @@ type campaign struct {
 	senders []*sender
 	disks   map[muster.NodeName]*lab.Disk // small ones; that of the broker under the empty name
 	faults  map[string]int
+	kills   map[muster.NodeName][]span // of its agent, in order
+
+	interrupted map[interruption]int // commands that are unknown since
+}
+
+// sendersDisk is the disk of the outbox that all senders share.
+const sendersDisk muster.NodeName = "senders"
+
+// A span of time, in which something was done to a process.
+type span struct{ from, to time.Time }
+
+// An interruption is what the kill of an agent did to one lane.
+type interruption struct {
+	node muster.NodeName
+	kill int    // an index of kills
+	lane string // empty for what runs beside its lane
+}
+
+// most returns how many commands can have been in the middle of their run.
+func (i interruption) most() int {
+	if i.lane == "" {
+		return 16
+	}
+	return 1
 }
 
 func newCampaign(t *testing.T, seed uint64, external bool) *campaign {
@@ -97,9 +122,13 @@ func newCampaign(t *testing.T, seed uint64, external bool) *campaign {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := &campaign{t: t, seed: seed, lab: l, disks: make(map[muster.NodeName]*lab.Disk), faults: make(map[string]int)}
+	c := &campaign{
+		t: t, seed: seed, lab: l, disks: make(map[muster.NodeName]*lab.Disk), faults: make(map[string]int),
+		kills: make(map[muster.NodeName][]span), interrupted: make(map[interruption]int),
+	}
 	t.Cleanup(c.close)
 	c.smallDisk("", l.Store(), 8<<30)
+	c.smallDisk(sendersDisk, l.Outbox(), 16<<20)
 	if external {
 		server, err := buildServer()
 		if err != nil {
@@ -234,14 +263,14 @@ func (c *campaign) breakThings(ctx context.Context) {
 		n := c.lab.Nodes[r.IntN(len(c.lab.Nodes))]
 		wait := time.Duration(r.IntN(1500)) * time.Millisecond
 		var err error
-		switch fault := r.IntN(8); fault {
+		switch fault := r.IntN(9); fault {
 		case 0:
 			c.faults["broker killed"]++
 			err = c.lab.Broker.Kill()
 			pause(ctx, wait)
 		case 1, 2:
 			c.faults["agent killed"]++
-			err = n.Kill()
+			err = c.kill(n)
 			pause(ctx, wait)
 		case 3, 4:
 			c.faults["link cut"]++
@@ -251,7 +280,7 @@ func (c *campaign) breakThings(ctx context.Context) {
 		case 5:
 			c.faults["agent killed behind a cut link"]++
 			n.Link.Cut()
-			err = n.Kill()
+			err = c.kill(n)
 			n.Link.Heal()
 		case 6:
 			err = c.fillDisk(ctx, "disk of a node full", n.Name, 2*wait)
@@ -260,12 +289,22 @@ func (c *campaign) breakThings(ctx context.Context) {
 			if c.lab.Service != nil { // a nats-server writes no more after that
 				err = cmp.Or(err, c.lab.Broker.Kill())
 			}
+		case 8:
+			err = c.fillDisk(ctx, "disk of the senders full", sendersDisk, wait)
 		}
 		if err := cmp.Or(err, c.supervise()); err != nil {
 			c.t.Errorf("fault: %v", err)
 		}
 		pause(ctx, time.Duration(r.IntN(2000))*time.Millisecond)
 	}
+}
+
+// kill ends an agent, and notes when: what ran then may have become unknown.
+func (c *campaign) kill(n *lab.Node) error {
+	from := time.Now()
+	err := n.Kill()
+	c.kills[n.Name] = append(c.kills[n.Name], span{from, time.Now()})
+	return err
 }
 
 // fillDisk leaves a disk without room for a while.
@@ -342,14 +381,14 @@ func (c *campaign) judge() {
 		states[s.Key] = s
 		counts[s.State]++
 	}
-	killed := 0
 	decided := make(map[muster.Key]bool)
 	for _, n := range c.lab.Nodes {
 		c.readAudit(n, decided)
 	}
 	c.compareEvents()
+	var asked tally
 	for _, s := range c.senders {
-		killed += s.killed
+		asked.add(s.tally)
 		of := make(map[muster.State]int)
 		lines := 0
 		for _, n := range c.lab.Nodes {
@@ -357,9 +396,42 @@ func (c *campaign) judge() {
 		}
 		c.t.Logf("%-11s %5d lines of evidence, %v", s.kind.name, lines, of)
 	}
-	c.t.Logf("%d commands, states %v, %d senders killed or failed, faults %v", len(all), counts, killed, c.faults)
+	for key := range states { // those of the senders were taken out
+		c.t.Errorf("%s is known, and was not accepted", key)
+	}
+	c.judgeInterruptions(counts[muster.Unknown], len(all))
+	if asked.refused > 0 && c.faults["disk of the senders full"] == 0 {
+		c.t.Errorf("%d sends were refused for a full disk that there was not", asked.refused)
+	}
+	for _, n := range c.lab.Nodes {
+		if crashes := n.Crashes(); crashes > 0 {
+			c.t.Errorf("the agent of %s ended by itself %d times", n.Name, crashes)
+		}
+	}
+	c.t.Logf("%d commands, states %v, faults %v", len(all), counts, c.faults)
+	c.t.Logf("sends: %+v", asked)
 	if counts[muster.Done] == 0 {
 		c.t.Error("nothing was done: the campaign shows nothing")
+	}
+}
+
+// judgeInterruptions compares the commands that are unknown with what the kills of
+// agents can have interrupted at most.
+func (c *campaign) judgeInterruptions(unknown, all int) {
+	for i, n := range c.interrupted {
+		if n > i.most() {
+			c.t.Errorf("kill %d of %s made %d commands of lane %q unknown; at most %d can run at once", i.kill, i.node, n, i.lane, i.most())
+		}
+	}
+	kills := 0
+	for _, k := range c.kills {
+		kills += len(k)
+	}
+	lanes := 2 // shell.run and file.append
+	most := kills * (lanes + interruption{}.most())
+	c.t.Logf("%d of %d commands (%.2f %%) are unknown after %d kills of agents; at most %d can be", unknown, all, 100*float64(unknown)/float64(max(all, 1)), kills, most)
+	if unknown > most {
+		c.t.Errorf("%d commands are unknown, at most %d can be", unknown, most)
 	}
 }
 

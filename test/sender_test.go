@@ -32,7 +32,7 @@ type kind struct {
 	repeats  bool           // may run again after an interruption
 	cancel   bool           // it is cancelled by its sender
 	output   int            // lines of output that a run writes
-	states   []muster.State // final ones that may come, beside done and unknown
+	states   []muster.State // final ones that may come, beside done and (see unexplained) unknown
 }
 
 // logLine writes the line of a run.
@@ -48,12 +48,29 @@ var kinds = []kind{
 	{name: "again", args: []string{"--idempotent", "--retries", "8"}, pause: 1500 * time.Millisecond,
 		script: logLine + `; test "$(grep -c "$MUSTER_COMMAND" %[1]s)" -ge 2`, runs: 9, repeats: true},
 	{name: "beside", args: []string{"--noseq"}, script: logLine, every: true, pause: 300 * time.Millisecond, disorder: true, runs: 1},
+	// A kill of the agent meets it in the middle, and a link is cut in its middle.
+	{name: "slow", args: []string{"--noseq"}, script: logLine + "; sleep 1", every: true, pause: 300 * time.Millisecond, disorder: true, runs: 1},
 	{name: "cancelled", args: []string{"--noseq"}, script: "sleep 0.5; " + logTime, every: true, pause: 300 * time.Millisecond,
 		disorder: true, runs: 1, cancel: true, states: []muster.State{muster.Cancelled}},
 	{name: "late", args: []string{"--noseq", "--deadline", "2s"}, script: logTime, pause: 300 * time.Millisecond,
 		disorder: true, runs: 1, states: []muster.State{muster.Expired}},
 	{name: "large", args: []string{"--noseq"}, script: logLine + "; seq 1 400000", pause: 2 * time.Second,
 		disorder: true, runs: 1, output: 400000},
+}
+
+// lane is that of the method, empty for what runs beside it.
+func (k *kind) lane() string {
+	if slices.Contains(k.args, "--noseq") {
+		return ""
+	}
+	return k.method()
+}
+
+func (k *kind) method() string {
+	if k.script == "" {
+		return "file.append"
+	}
+	return "shell.run"
 }
 
 // A sender sends one command of its kind after the other.
@@ -63,25 +80,77 @@ type sender struct {
 	kind   *kind
 	rand   *rand.Rand
 	ids    []muster.CommandID // accepted, in the order of sending
-	killed int
+	tally
 }
 
-// run sends until ctx ends. A sender that is killed is asked to send the same
-// again under the same id, as a person or a script would.
+// A tally counts runs of 'muster send'.
+type tally struct {
+	accepted int
+	killed   int // or failed: asked again
+	refused  int // for want of room in the outbox
+	givenUp  int // refused and not asked again
+	repeated int // accepted twice
+}
+
+func (t *tally) add(u tally) {
+	t.accepted += u.accepted
+	t.killed += u.killed
+	t.refused += u.refused
+	t.givenUp += u.givenUp
+	t.repeated += u.repeated
+}
+
+// run sends until ctx ends.
 func (s *sender) run(ctx context.Context) {
 	for n := 0; ctx.Err() == nil; n++ {
 		id := muster.CommandID(fmt.Sprintf("s%d-%06d", s.number, n))
-		for !s.send(id) {
-			s.killed++
+		if !s.deliver(id) {
+			continue
 		}
 		s.ids = append(s.ids, id)
 		if s.kind.cancel {
 			pause(ctx, time.Duration(s.rand.IntN(600))*time.Millisecond)
 			s.cancel(id)
 		}
+		if s.rand.IntN(8) == 0 { // as somebody who missed the answer
+			if s.send(id, false) == accepted {
+				s.repeated++
+			}
+		}
 		pause(ctx, s.kind.pause)
 	}
 }
+
+// deliver sends until the send is accepted. A sender that is killed is asked to
+// send the same again under the same id, as a person or a script would. A send
+// that was refused, and never asked for before, is given up: it must not run.
+func (s *sender) deliver(id muster.CommandID) bool {
+	for try := 0; ; try++ {
+		switch s.send(id, true) {
+		case accepted:
+			s.accepted++
+			return true
+		case failed:
+			s.killed++
+		case refused:
+			s.refused++
+			pause(context.Background(), 50*time.Millisecond) // the disk is full for longer
+			if try == 0 {
+				s.givenUp++
+				return false
+			}
+		}
+	}
+}
+
+// A reply is what a run of 'muster send' says.
+type reply int
+
+const (
+	accepted reply = iota
+	refused        // there is no room in the outbox: nothing was sent
+	failed         // it was killed, or does not know
+)
 
 // cancel withdraws what was sent. Whether it was in time, its state says.
 func (s *sender) cancel(id muster.CommandID) {
@@ -92,37 +161,40 @@ func (s *sender) cancel(id muster.CommandID) {
 	}
 }
 
-// send runs 'muster send', sometimes kills it, and reports whether it said
-// that the command is accepted.
-func (s *sender) send(id muster.CommandID) bool {
+// send runs 'muster send', and sometimes kills it if it may be killed.
+func (s *sender) send(id muster.CommandID, mortal bool) reply {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	method := "shell.run"
-	if s.kind.script == "" {
-		method = "file.append"
-	}
-	args := slices.Concat([]string{"send", "-y", "-t", s.selector(id), "--id", string(id), "-o", "json"}, s.kind.args, []string{method})
-	if s.kind.script != "" {
-		args = append(args, "--", "sh", "-c", fmt.Sprintf(s.kind.script, s.evidence(`"$MUSTER_NODE"`)))
-	} else {
-		args = append(args, "path="+s.evidence(s.selector(id)), "content="+string(id)+"\n")
-	}
+	args := slices.Concat([]string{"send", "-y", "-t", s.selector(id), "--id", string(id), "-o", "json"}, s.kind.args, s.work(id))
 	cmd := s.c.lab.Muster(ctx, args...)
 	var out strings.Builder
 	cmd.Stdout, cmd.Stderr = &out, &out
 	if err := cmd.Start(); err != nil {
 		s.c.t.Errorf("muster send: %v", err)
-		return true
+		return accepted
 	}
-	if s.rand.IntN(8) == 0 {
+	if mortal && s.rand.IntN(8) == 0 {
 		pause(ctx, time.Duration(s.rand.IntN(120))*time.Millisecond)
 		_ = cmd.Process.Kill() // it may have ended this moment
 	}
 	err := cmd.Wait()
-	if err != nil && cmd.ProcessState.ExitCode() >= 0 {
+	switch {
+	case err == nil:
+		return accepted
+	case strings.Contains(out.String(), "write to the outbox") && strings.Contains(out.String(), "nothing was sent"):
+		return refused
+	case cmd.ProcessState.ExitCode() >= 0:
 		s.c.t.Logf("send %s: %v: %s", id, err, out.String())
 	}
-	return err == nil
+	return failed
+}
+
+// work is the method of a command, and its arguments.
+func (s *sender) work(id muster.CommandID) []string {
+	if s.kind.script == "" {
+		return []string{s.kind.method(), "path=" + s.evidence(s.selector(id)), "content=" + string(id) + "\n"}
+	}
+	return []string{s.kind.method(), "--", "sh", "-c", fmt.Sprintf(s.kind.script, s.evidence(`"$MUSTER_NODE"`))}
 }
 
 // selector chooses all nodes, or one after the other.
@@ -173,8 +245,8 @@ func (s *sender) read(node muster.NodeName) (traces map[muster.CommandID]trace, 
 	return traces, lines
 }
 
-// judge looks at one sender's commands on one node, counts their states and
-// returns how many lines there are.
+// judge looks at one sender's commands on one node, counts their states, takes them
+// out of states, and returns how many lines there are.
 func (s *sender) judge(node muster.NodeName, states map[muster.Key]client.Status, decided map[muster.Key]bool, of map[muster.State]int) int {
 	traces, lines := s.read(node)
 	for _, id := range s.ids {
@@ -186,6 +258,7 @@ func (s *sender) judge(node muster.NodeName, states map[muster.Key]client.Status
 			s.c.t.Errorf("%s to %s was accepted and is not known: lost", id, node)
 			continue
 		}
+		delete(states, st.Key)
 		of[st.State]++
 		if traces[id].runs > 0 && !decided[st.Key] {
 			s.c.t.Errorf("%s ran on %s, and its audit log does not know of it", id, node)
@@ -193,6 +266,10 @@ func (s *sender) judge(node muster.NodeName, states map[muster.Key]client.Status
 		if wrong := s.wrong(st, traces[id]); wrong != "" {
 			s.c.t.Errorf("%s on %s is %s (%s), but %s; %+v", id, node, st.State, st.Reason, wrong, st.History)
 		}
+		delete(traces, id)
+	}
+	for id := range traces {
+		s.c.t.Errorf("%s ran on %s, and was not accepted for it", id, node)
 	}
 	return lines
 }
@@ -218,7 +295,9 @@ func (s *sender) wrong(st client.Status, tr trace) string {
 		return fmt.Sprintf("it ran %d times", tr.runs)
 	case state == muster.Done && s.kind.output > 0:
 		return s.incomplete(st)
-	case state == muster.Done || state == muster.Unknown:
+	case state == muster.Done:
+	case state == muster.Unknown:
+		return s.unexplained(st)
 	case !slices.Contains(s.kind.states, state):
 		return "nothing of this kind ends so"
 	case state == muster.Cancelled && tr.last.After(final.Time):
@@ -226,6 +305,27 @@ func (s *sender) wrong(st client.Status, tr trace) string {
 	case state == muster.Expired && tr.runs > 0:
 		return "it ran"
 	}
+	return ""
+}
+
+// unexplained says why a command cannot be unknown, or nothing: it must be one that
+// does not run twice, and its agent must have been killed between its start and
+// its end.
+func (s *sender) unexplained(st client.Status) string {
+	n := len(st.History)
+	if s.kind.repeats {
+		return "it may run again"
+	}
+	if n < 2 || st.History[n-2].State != muster.Running {
+		return "nothing says that it ran before"
+	}
+	began, ended := st.History[n-2].Time, st.History[n-1].Time
+	kills := s.c.kills[st.Node]
+	i := slices.IndexFunc(kills, func(k span) bool { return !k.to.Before(began) })
+	if i < 0 || kills[i].from.After(ended) {
+		return "its agent was not killed meanwhile"
+	}
+	s.c.interrupted[interruption{st.Node, i, s.kind.lane()}]++
 	return ""
 }
 
