@@ -60,10 +60,11 @@ func (o *outbox) add(ctx context.Context, b batch) (name string, err error) {
 	if err := o.mayWait(b, names); err != nil {
 		return "", err
 	}
-	next := uint64(1)
-	if len(names) > 0 {
-		next = number(names[len(names)-1]) + 1
+	aside, err := o.list(unreadableSuffix)
+	if err != nil {
+		return "", err
 	}
+	next := max(highest(names), highest(aside)) + 1 // what is set aside keeps its name for itself
 	name = fmt.Sprintf("%020d-%s%s", next, b.Sent.ID, outboxSuffix)
 	if err := writeDurably(o.dir, name, data); err != nil {
 		return "", muster.Errorf(muster.Unavailable, "write to the outbox: %w", err).WithHint("is the disk full? nothing was sent")
@@ -113,6 +114,14 @@ func number(name string) uint64 {
 	return n
 }
 
+// highest is the number of the last file of a list, 0 if there is none.
+func highest(names []string) uint64 {
+	if len(names) == 0 {
+		return 0
+	}
+	return number(names[len(names)-1])
+}
+
 // list returns the files with that suffix, in the order of sending.
 func (o *outbox) list(suffix string) ([]string, error) {
 	entries, err := os.ReadDir(o.dir)
@@ -158,6 +167,25 @@ func (o *outbox) setAside(name string, cause error) error {
 		WithHint("send again what it was, under another id, and remove the file")
 }
 
+// takenBack returns why another sender set a send aside, or nil if it did not. It
+// is no longer kept then, since its own sender is told.
+func (o *outbox) takenBack(name string) error {
+	path := filepath.Join(o.dir, name+unreadableSuffix)
+	data, err := os.ReadFile(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err != nil:
+		return muster.Errorf(muster.Unavailable, "read the outbox: %w", err)
+	case !json.Valid(data):
+		return muster.Errorf(muster.Corrupt, "the send cannot be read, and is set aside as %s", path)
+	}
+	if err := os.Remove(path); err != nil {
+		return muster.Errorf(muster.Unavailable, "write to the outbox: %w", err)
+	}
+	return muster.Errorf(muster.Conflict, "%w by another send; nothing was sent", errTaken).WithHint("choose another --id, or none")
+}
+
 func (o *outbox) remove(name string) error { return os.Remove(filepath.Join(o.dir, name)) }
 
 // flushThrough publishes the sends of the outbox, oldest first, up to and with
@@ -175,8 +203,9 @@ func (c *Client) flushThrough(ctx context.Context, last string) (refused []Refus
 	if err != nil {
 		return nil, true, err
 	}
-	if !slices.Contains(names, last) {
-		return nil, true, nil // another sender was faster; what was refused is in the history
+	if !slices.Contains(names, last) { // another sender was faster; what was refused is in the history
+		err := c.outbox.takenBack(last)
+		return nil, err == nil, err
 	}
 	for _, name := range names {
 		refused, begun, err := c.flushOne(ctx, name)
