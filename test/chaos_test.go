@@ -345,7 +345,8 @@ func (c *campaign) recover() {
 	}
 	c.client.Close()
 	c.client = c.connect()
-	if out, err := c.lab.Muster(c.t.Context(), "outbox", "flush").CombinedOutput(); err != nil {
+	// What is set aside, judge counts.
+	if out, err := c.lab.Muster(c.t.Context(), "outbox", "flush").CombinedOutput(); err != nil && !strings.Contains(string(out), "the id is taken") {
 		c.t.Fatalf("outbox flush: %v\n%s", err, out)
 	}
 	c.waitOnline()
@@ -400,6 +401,7 @@ func (c *campaign) judge() {
 		c.t.Errorf("%s is known, and was not accepted", key)
 	}
 	c.judgeInterruptions(counts[muster.Unknown], len(all))
+	c.judgeOutbox(asked)
 	if asked.refused > 0 && c.faults["disk of the senders full"] == 0 {
 		c.t.Errorf("%d sends were refused for a full disk that there was not", asked.refused)
 	}
@@ -432,6 +434,30 @@ func (c *campaign) judgeInterruptions(unknown, all int) {
 	c.t.Logf("%d of %d commands (%.2f %%) are unknown after %d kills of agents; at most %d can be", unknown, all, 100*float64(unknown)/float64(max(all, 1)), kills, most)
 	if unknown > most {
 		c.t.Errorf("%d commands are unknown, at most %d can be", unknown, most)
+	}
+}
+
+// judgeOutbox looks for what was set aside since its id is that of another send,
+// and for nothing else.
+func (c *campaign) judgeOutbox(asked tally) {
+	out, err := c.lab.Muster(c.t.Context(), "outbox", "ls", "-o", "json").Output()
+	var left []client.Waiting
+	if err == nil {
+		err = json.Unmarshal(out, &left)
+	}
+	if err != nil {
+		c.t.Errorf("outbox ls: %v\n%s", err, out)
+	}
+	for _, w := range left {
+		if w.Unreadable == "" {
+			c.t.Errorf("%s is still in the outbox", w.ID)
+		}
+	}
+	if len(left) < asked.aside || len(left) > asked.aside+asked.unsure {
+		c.t.Errorf("%d sends are set aside, %d were kept under a taken id, and of %d it is not known", len(left), asked.aside, asked.unsure)
+	}
+	if asked.other == 0 {
+		c.t.Error("nothing was refused under a taken id: the campaign shows nothing of that")
 	}
 }
 

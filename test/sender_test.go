@@ -90,6 +90,9 @@ type tally struct {
 	refused  int // for want of room in the outbox
 	givenUp  int // refused and not asked again
 	repeated int // accepted twice
+	other    int // something else under an id that was accepted: refused
+	aside    int // the same, kept in the outbox since the broker was away
+	unsure   int // the same, refused or kept since the broker had no room
 }
 
 func (t *tally) add(u tally) {
@@ -98,6 +101,9 @@ func (t *tally) add(u tally) {
 	t.refused += u.refused
 	t.givenUp += u.givenUp
 	t.repeated += u.repeated
+	t.other += u.other
+	t.aside += u.aside
+	t.unsure += u.unsure
 }
 
 // run sends until ctx ends.
@@ -112,10 +118,13 @@ func (s *sender) run(ctx context.Context) {
 			pause(ctx, time.Duration(s.rand.IntN(600))*time.Millisecond)
 			s.cancel(id)
 		}
-		if s.rand.IntN(8) == 0 { // as somebody who missed the answer
+		switch s.rand.IntN(8) {
+		case 0: // as somebody who missed the answer
 			if s.send(id, false) == accepted {
 				s.repeated++
 			}
+		case 1:
+			s.sendOther(id)
 		}
 		pause(ctx, s.kind.pause)
 	}
@@ -165,7 +174,7 @@ func (s *sender) cancel(id muster.CommandID) {
 func (s *sender) send(id muster.CommandID, mortal bool) reply {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	args := slices.Concat([]string{"send", "-y", "-t", s.selector(id), "--id", string(id), "-o", "json"}, s.kind.args, s.work(id))
+	args := s.args(id, s.work(id))
 	cmd := s.c.lab.Muster(ctx, args...)
 	var out strings.Builder
 	cmd.Stdout, cmd.Stderr = &out, &out
@@ -187,6 +196,30 @@ func (s *sender) send(id muster.CommandID, mortal bool) reply {
 		s.c.t.Logf("send %s: %v: %s", id, err, out.String())
 	}
 	return failed
+}
+
+// sendOther asks for something else under an id that was accepted. It would leave
+// a line that nobody accepted.
+func (s *sender) sendOther(id muster.CommandID) {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	work := []string{"shell.run", "--", "sh", "-c", "echo other-$MUSTER_COMMAND >>" + s.evidence(`"$MUSTER_NODE"`)}
+	out, err := s.c.lab.Muster(ctx, s.args(id, work)...).CombinedOutput()
+	switch text := string(out); {
+	case err == nil && strings.Contains(text, `"outbox"`):
+		s.aside++
+	case err == nil:
+		s.c.t.Errorf("something else is accepted under %s: %s", id, text)
+	case strings.Contains(text, "the id is taken"):
+		s.other++
+	case !strings.Contains(text, "nothing was sent"):
+		s.unsure++
+		s.c.t.Logf("send something else under %s: %v: %s", id, err, text)
+	}
+}
+
+func (s *sender) args(id muster.CommandID, work []string) []string {
+	return slices.Concat([]string{"send", "-y", "-t", s.selector(id), "--id", string(id), "-o", "json"}, s.kind.args, work)
 }
 
 // work is the method of a command, and its arguments.
