@@ -337,6 +337,7 @@ func (c *campaign) supervise() error {
 
 // recover mends everything and waits until every command is in a final state.
 func (c *campaign) recover() {
+	began := time.Now()
 	for _, n := range c.lab.Nodes {
 		n.Link.Heal()
 	}
@@ -361,6 +362,7 @@ func (c *campaign) recover() {
 			}
 		}
 		if err == nil && open == 0 && len(all) > 0 {
+			c.t.Logf("all is final %s after the last fault", time.Since(began).Round(time.Millisecond))
 			return
 		}
 		if ctx.Err() != nil {
