@@ -36,7 +36,7 @@ type Options struct {
 	Host     string // address to listen on; empty for none but in-process connections
 	Port     int    // -1 for any free one
 	StoreDir string // JetStream's files
-	MaxStore int64  // bytes on disk; 0 for what the disk has
+	MaxStore int64  // bytes on disk; 0 for what the disk has at any time
 	Auth     *Auth  // nil admits everyone: only for a broker that does not listen
 	TLS      *tls.Config
 	Reserve  int64 // bytes of the disk that are left free: with less, nothing is stored; default 64 MiB
@@ -132,10 +132,16 @@ func (b *Broker) ready(ctx context.Context, l *logger) error {
 	return nil
 }
 
+// noLimit is what the server may store if nothing else is said: more than any
+// disk has. By itself the server takes what is free when it starts, for as long as
+// it runs: one that was started on a full disk would never store anything again.
+// What is free is the watch's matter.
+const noLimit = 1 << 50
+
 func (b *Broker) options(o Options) (*server.Options, error) {
 	opts := &server.Options{
 		ServerName: o.Name, Host: o.Host, Port: o.Port, DontListen: o.Host == "",
-		JetStream: true, StoreDir: o.StoreDir, JetStreamMaxStore: o.MaxStore, SyncAlways: !o.Unsynced,
+		JetStream: true, StoreDir: o.StoreDir, JetStreamMaxStore: cmp.Or(o.MaxStore, noLimit), SyncAlways: !o.Unsynced,
 		NoSigs: true, MaxPayload: 2 << 20, MaxConn: 65536,
 		TLSConfig: o.TLS, TLSTimeout: 10, DisableShortFirstPing: true,
 		PingInterval: 30 * time.Second, MaxPingsOut: 2,

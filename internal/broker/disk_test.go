@@ -45,3 +45,18 @@ func TestRestartWhenThereIsRoom(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// How much the server may store is not what was free when it started: the disk
+// may have been full then.
+func TestRoomAtTheStartIsNoLimit(t *testing.T) {
+	for limit, want := range map[int64]int64{0: noLimit, 1 << 30: 1 << 30} {
+		b, err := Start(t.Context(), Options{StoreDir: t.TempDir(), MaxStore: limit})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := b.server.JetStreamConfig().MaxStore; got != want {
+			t.Errorf("with the limit %d it may store %d bytes, want %d", limit, got, want)
+		}
+		b.Stop()
+	}
+}
