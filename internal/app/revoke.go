@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"log/slog"
 	"slices"
 	"strings"
@@ -27,13 +28,14 @@ type RevokeOptions struct {
 
 // A RevokeResult says what became of it.
 type RevokeResult struct {
-	Serial  uint64   `json:"serial"`             // of the list in which they are
-	Revoked []Caller `json:"revoked"`            // identities that are revoked now
-	Unknown []string `json:"unknown,omitempty"`  // of these there is no record: the nodes refuse them, the broker does not
-	Broker  string   `json:"broker"`             // "ok", or why it does not know of it yet
-	ByHand  bool     `json:"by_hand,omitempty"`  // the server's accounts are not the fleet's
-	Nodes   int      `json:"nodes"`              // in the fleet
-	Current int      `json:"nodes_that_have_it"` // of them, within some seconds
+	Serial    uint64   `json:"serial"`                // of the list in which they are
+	Revoked   []Caller `json:"revoked"`               // identities that are revoked now
+	Unknown   []string `json:"unknown,omitempty"`     // of these there is no record: the nodes refuse them, the broker does not
+	Broker    string   `json:"broker"`                // "ok", or why it does not know of it yet
+	ByHand    bool     `json:"by_hand,omitempty"`     // the server's accounts are not the fleet's
+	Nodes     int      `json:"nodes"`                 // in the fleet
+	Current   int      `json:"nodes_that_have_it"`    // of them, within some seconds
+	Uncounted string   `json:"nodes_error,omitempty"` // why nodes could not be counted; the broker has the list nevertheless
 }
 
 // RevokeCallers signs a list of revoked callers that has these, too, and waits
@@ -159,33 +161,47 @@ func revocationOf(callers config.Callers, who string, now time.Time) (r aaa.Revo
 const (
 	publishWait = 15 * time.Second // for the broker's service, which looks every second
 	nodesWait   = 5 * time.Second  // for nodes that are there
+	recordsWait = 30 * time.Second // with the reading of who is on record
 )
 
 // awaitRevoked waits until the list is published, and counts nodes that have it.
 func awaitRevoked(ctx context.Context, fleet config.FleetFolder, o RevokeOptions, list aaa.SignedRevocations, result *RevokeResult) error {
-	ctx, cancel := context.WithTimeout(ctx, publishWait+nodesWait)
-	defer cancel()
 	at := bus.Options{URLs: fleet.Fleet.URLs, Name: "revoke", CA: fleet.MemberCA(), Prefix: fleet.Fleet.Prefix, Log: o.Log}
 	if o.BrokerURL != "" {
 		at.URLs = []string{o.BrokerURL}
 	}
-	conn, err := dialAs(ctx, fleet, o.CredsFile, at)
+	reach, cancel := context.WithTimeout(ctx, publishWait+nodesWait)
+	defer cancel()
+	conn, err := dialAs(reach, fleet, o.CredsFile, at)
 	if err != nil {
 		return err
 	}
 	defer conn.Close()
-	if _, err := conn.Load(ctx); err != nil {
+	if _, err := conn.Load(reach); err != nil {
 		return err
 	}
-	mark, err := awaitPublished(ctx, conn, list)
+	mark, err := awaitPublished(reach, conn, list)
 	if err != nil {
 		return err
 	}
+	if err := countNodes(ctx, conn, mark, result); err != nil && ctx.Err() == nil {
+		result.Uncounted = err.Error()
+	}
+	return nil
+}
+
+// countNodes asks those on record which lists they have.
+func countNodes(ctx context.Context, conn *bus.Conn, mark string, result *RevokeResult) error {
+	ctx, cancel := context.WithTimeout(ctx, recordsWait)
+	defer cancel()
 	names := map[muster.NodeName]bool{}
-	err = conn.Records(ctx, "node.>", false, func(m bus.Stored) error {
+	err := conn.Records(ctx, "node.>", false, func(m bus.Stored) error {
 		names[muster.NodeName(strings.TrimPrefix(m.Subject, "node."))] = false
 		return nil
 	})
+	if errors.Is(err, context.DeadlineExceeded) {
+		return muster.Errorf(muster.Unavailable, "the broker did not say within %v who is on record", recordsWait)
+	}
 	if err != nil {
 		return err
 	}

@@ -152,7 +152,11 @@ func (p *program) revokedText(w io.Writer, r app.RevokeResult) error {
 		broker = "has the list for nodes; its users are revoked by hand"
 	}
 	_, err := fmt.Fprintf(w, "broker   %s\n", clean(broker))
-	if err == nil && r.Broker == "ok" {
+	switch {
+	case err != nil || r.Broker != "ok":
+	case r.Uncounted != "":
+		_, err = fmt.Fprintf(w, "nodes    could not be counted: %s; each will refuse the commands before it reads the next one\n", clean(r.Uncounted))
+	default:
 		_, err = fmt.Fprintf(w, "nodes    %d of %d refuse the commands; the others will before they read the next ones\n", r.Current, r.Nodes)
 	}
 	return err
