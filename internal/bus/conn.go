@@ -298,3 +298,22 @@ func (c *Conn) AskAll(ctx context.Context, subject string, data []byte, answers 
 		}
 	}
 }
+
+// requestTries is how often the broker is asked for what it may not hear. A
+// cluster that chooses a leader answers nobody, and one that has lost a server
+// gives every third consumer to that, until it has noticed the loss.
+const requestTries = 10
+
+// patiently makes a request that can be repeated, again when no answer came in
+// time.
+func patiently(ctx context.Context, timeout time.Duration, request func(ctx context.Context) error) (err error) {
+	for range requestTries {
+		try, cancel := context.WithTimeout(ctx, timeout)
+		err = request(try)
+		cancel()
+		if !errors.Is(err, context.DeadlineExceeded) || ctx.Err() != nil {
+			break
+		}
+	}
+	return err
+}

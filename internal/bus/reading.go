@@ -143,11 +143,6 @@ func (w *lossWatch) lost(ctx context.Context) bool {
 // connection (64 MiB by default), and it closes that.
 const readAhead = 8 << 20
 
-// readerTries is how often a consumer is asked for. A cluster that has lost a
-// server gives it to that server, which never answers, once in a few times,
-// until it has noticed the loss.
-const readerTries = 10
-
 // readerBeat is how often the broker says that there is nothing to read. After
 // two that are missing the consumer is made anew, which nothing interrupts for
 // half a minute: by then, whoever watches over the connection has closed it.
@@ -158,17 +153,12 @@ const readerBeat = 20 * time.Second
 const resetTries = 3
 
 func (c *Conn) reader(ctx context.Context, q Query) (consumer jetstream.Consumer, err error) {
-	for range readerTries {
-		err = c.permitted(ctx, q.Stream, func(ctx context.Context) error {
-			try, cancel := context.WithTimeout(ctx, requestTimeout)
-			defer cancel()
-			consumer, err = c.js.OrderedConsumer(try, q.Stream, q.config())
+	err = patiently(ctx, requestTimeout, func(ctx context.Context) error {
+		return c.permitted(ctx, q.Stream, func(ctx context.Context) error {
+			consumer, err = c.js.OrderedConsumer(ctx, q.Stream, q.config())
 			return err
 		})
-		if !errors.Is(err, context.DeadlineExceeded) || ctx.Err() != nil {
-			break
-		}
-	}
+	})
 	return consumer, err
 }
 

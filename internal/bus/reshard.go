@@ -71,20 +71,27 @@ func (l *layout) seal(ctx context.Context, q Queues, shard int) error {
 	if err := l.step(ctx); err != nil {
 		return err
 	}
-	doing := "seal stream " + q.stream(shard)
-	stream, err := l.c.js.Stream(ctx, q.stream(shard))
+	doing, subject := "seal stream "+q.stream(shard), l.c.subjects.sealed(q, shard)
+	err := patiently(ctx, requestTimeout, func(ctx context.Context) error {
+		stream, err := l.c.js.Stream(ctx, q.stream(shard))
+		if err != nil {
+			return err
+		}
+		config := stream.CachedInfo().Config
+		config.Subjects = []string{subject}
+		_, err = l.c.js.UpdateStream(ctx, config)
+		return err
+	})
 	if err != nil {
-		return natsError(err, doing)
-	}
-	config, subject := stream.CachedInfo().Config, l.c.subjects.sealed(q, shard)
-	config.Subjects = []string{subject}
-	if _, err := l.c.js.UpdateStream(ctx, config); err != nil {
 		return natsError(err, doing)
 	}
 	if err := l.step(ctx); err != nil {
 		return err
 	}
-	_, err = l.c.js.Publish(ctx, subject, nil)
+	err = patiently(ctx, requestTimeout, func(ctx context.Context) error {
+		_, err := l.c.js.Publish(ctx, subject, nil)
+		return err
+	})
 	return natsError(err, doing)
 }
 
@@ -118,35 +125,48 @@ func (l *layout) retire(ctx context.Context) error {
 func (l *layout) retireStream(ctx context.Context, q Queues, shard int) (there bool, err error) {
 	name := q.stream(shard)
 	doing := "retire stream " + name
-	err = l.c.Purge(ctx, name, l.c.subjects.sealed(q, shard)) // only commands count
+	var stream jetstream.Stream
+	err = patiently(ctx, requestTimeout, func(ctx context.Context) error {
+		if err := l.c.Purge(ctx, name, l.c.subjects.sealed(q, shard)); err != nil { // only commands count
+			return err
+		}
+		stream, err = l.c.js.Stream(ctx, name)
+		return err
+	})
+	err = natsError(err, doing)
 	if muster.KindOf(err) == muster.NotFound {
 		return false, nil
 	}
 	if err != nil {
 		return true, err
 	}
-	stream, err := l.c.js.Stream(ctx, name)
-	if err != nil {
-		return true, natsError(err, doing)
+	if stream.CachedInfo().State.Msgs > 0 {
+		return true, natsError(dropConsumers(ctx, stream), doing)
 	}
-	if stream.CachedInfo().State.Msgs == 0 {
-		return false, natsError(l.c.js.DeleteStream(ctx, name), doing)
+	err = patiently(ctx, requestTimeout, func(ctx context.Context) error { return l.c.js.DeleteStream(ctx, name) })
+	if errors.Is(err, jetstream.ErrStreamNotFound) { // by an earlier try
+		err = nil
 	}
-	return true, natsError(dropConsumers(ctx, stream), doing)
+	return false, natsError(err, doing)
 }
 
 // dropConsumers removes all consumers of a stream.
 func dropConsumers(ctx context.Context, stream jetstream.Stream) error {
-	names := stream.ConsumerNames(ctx)
 	var all []string
-	for n := range names.Name() {
-		all = append(all, n)
-	}
-	if err := names.Err(); err != nil {
+	err := patiently(ctx, listTimeout, func(ctx context.Context) error {
+		all = all[:0]
+		names := stream.ConsumerNames(ctx)
+		for n := range names.Name() {
+			all = append(all, n)
+		}
+		return names.Err()
+	})
+	if err != nil {
 		return err
 	}
 	for _, n := range all {
-		if err := stream.DeleteConsumer(ctx, n); err != nil && !errors.Is(err, jetstream.ErrConsumerNotFound) {
+		err := patiently(ctx, requestTimeout, func(ctx context.Context) error { return stream.DeleteConsumer(ctx, n) })
+		if err != nil && !errors.Is(err, jetstream.ErrConsumerNotFound) {
 			return err
 		}
 	}

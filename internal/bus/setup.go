@@ -79,6 +79,7 @@ func (c *Conn) readIntent(ctx context.Context) (Settings, error) {
 const (
 	requestTimeout = 3 * time.Second
 	makeTimeout    = 10 * time.Second // it writes to the disks of a cluster
+	listTimeout    = 20 * time.Second // of thousands, page by page
 )
 
 // maxShards bounds the command streams of a layout. Many thousands of streams
@@ -199,13 +200,17 @@ func (l *layout) publish(ctx context.Context, data []byte) (done bool, err error
 	if err := l.step(ctx); err != nil {
 		return false, err
 	}
-	if err := l.c.Purge(ctx, StreamSettings, subject); err != nil {
+	err = patiently(ctx, requestTimeout, func(ctx context.Context) error { return l.c.Purge(ctx, StreamSettings, subject) })
+	if err != nil {
 		return false, err
 	}
 	if err := l.step(ctx); err != nil {
 		return false, err
 	}
-	_, err = l.c.js.Publish(ctx, subject, data)
+	err = patiently(ctx, requestTimeout, func(ctx context.Context) error {
+		_, err := l.c.js.Publish(ctx, subject, data)
+		return err
+	})
 	if err = natsError(err, "store settings"); muster.KindOf(err) == muster.Full {
 		return false, nil
 	}
