@@ -132,6 +132,11 @@ func (b *Broker) ready(ctx context.Context, l *logger) error {
 	return nil
 }
 
+// never is the time between two syncs of a server that leaves them to the operating
+// system. By itself it would sync every stream every two minutes, also those to
+// which nothing was written: for hours of virtual time that is thousands of times.
+const never = 100 * 365 * 24 * time.Hour
+
 // noLimit is what the server may store if nothing else is said: more than any
 // disk has. By itself the server takes what is free when it starts, for as long as
 // it runs: one that was started on a full disk would never store anything again.
@@ -145,6 +150,9 @@ func (b *Broker) options(o Options) (*server.Options, error) {
 		NoSigs: true, MaxPayload: 2 << 20, MaxConn: 65536,
 		TLSConfig: o.TLS, TLSTimeout: 10, DisableShortFirstPing: true,
 		PingInterval: 30 * time.Second, MaxPingsOut: 2,
+	}
+	if o.Unsynced {
+		opts.SyncInterval = never
 	}
 	if o.Auth == nil {
 		return opts, nil
