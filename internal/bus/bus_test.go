@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"runtime"
@@ -234,6 +235,81 @@ func TestPipeline(t *testing.T) {
 			t.Errorf("after the loss: order %v, kinds %v", order, kinds)
 		}
 	})
+}
+
+// A slowDisk is a way to a broker from which nothing comes before a time, as from one
+// that has to sync each message first.
+type slowDisk struct {
+	*link
+	running sync.WaitGroup
+	mu      sync.Mutex // guards late
+	late    time.Time
+}
+
+func (d *slowDisk) InProcessConn() (net.Conn, error) {
+	server, err := d.link.InProcessConn()
+	if err != nil {
+		return nil, err
+	}
+	here, there := net.Pipe()
+	parcels := make(chan []byte, 10_000) // the broker must not wait
+	d.running.Go(func() {
+		defer server.Close()
+		_, _ = io.Copy(server, there) // ends with the connection
+	})
+	d.running.Go(func() {
+		defer close(parcels)
+		for {
+			b := make([]byte, 32<<10)
+			n, err := server.Read(b)
+			if err != nil {
+				return
+			}
+			parcels <- b[:n]
+		}
+	})
+	d.running.Go(func() {
+		defer there.Close()
+		for p := range parcels {
+			d.mu.Lock()
+			late := d.late
+			d.mu.Unlock()
+			time.Sleep(time.Until(late))
+			_, _ = there.Write(p) // what an ended connection was sent is lost
+		}
+	})
+	return here, nil
+}
+
+// TestPipelineWithASlowDisk: the broker may take its time for many messages. For one
+// it may not: then the connection is at fault.
+func TestPipelineWithASlowDisk(t *testing.T) {
+	for count, want := range map[int]muster.ErrorKind{50: "", 1: muster.Unavailable} {
+		with(t, func(t *testing.T, l *link, _ *bus.Conn) {
+			disk := &slowDisk{link: l}
+			defer disk.running.Wait()
+			c, err := bus.Dial(t.Context(), bus.Options{InProcess: disk})
+			must(t, err)
+			defer c.Close()
+			_, err = c.Load(t.Context())
+			must(t, err)
+			p, err := c.Pipeline()
+			must(t, err)
+			synctest.Wait()
+			disk.mu.Lock()
+			disk.late = time.Now().Add(25 * time.Second)
+			disk.mu.Unlock()
+			results := make(chan error, count)
+			for i := range count {
+				p.Publish(outgoing(c, "a", i), func(err error) { results <- err })
+			}
+			for range count {
+				if err := <-results; muster.KindOf(err) != want {
+					t.Errorf("%d messages: got %v", count, err)
+				}
+			}
+		})
+	}
 }
 
 // take reads n commands and acknowledges those for which ack is true.

@@ -54,10 +54,16 @@ type flight struct {
 	done    func(error)
 }
 
-// window sizes: messages under way at once.
+// pipelineWindow is how many messages are under way at once.
+const pipelineWindow = 512
+
+// A broker that is silent for receiptTimeout, and receiptEach for each message under
+// way, gives no receipts any more. It gives those of messages that came together when
+// the last of them is synced, one after the other: on a slow disk that takes long,
+// though nothing is wrong.
 const (
-	pipelineWindow = 512
 	receiptTimeout = 15 * time.Second
+	receiptEach    = 250 * time.Millisecond
 )
 
 // Pipeline opens one on the connection, with which it ends.
@@ -252,10 +258,11 @@ func (p *Pipeline) watch() {
 			return
 		case <-p.tick.C:
 			p.mu.Lock()
-			silent := len(p.pending) > 0 && time.Since(p.heard) > receiptTimeout
+			limit := receiptTimeout + time.Duration(len(p.pending))*receiptEach
+			silent := len(p.pending) > 0 && time.Since(p.heard) > limit
 			p.mu.Unlock()
 			if silent {
-				p.c.log.Warn("broker gives no receipts; connecting anew", "component", "bus", "after", receiptTimeout)
+				p.c.log.Warn("broker gives no receipts; connecting anew", "component", "bus", "after", limit)
 				p.c.nc.Close()
 			}
 		}
