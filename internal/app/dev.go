@@ -9,6 +9,7 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
+	mathrand "math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -189,14 +190,33 @@ func lasts(c config.Context) bool {
 	return err == nil && time.Now().Add(24*time.Hour).Before(claims.Expires)
 }
 
-// freePort finds a port of loopback that nobody uses now.
+// freePort finds a port of loopback that nobody uses now, over TCP or UDP. It is below
+// those that systems choose from: one of those would go to the next connection of
+// any program until it is used, and whenever the fleet does not run.
 func freePort() (int, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return 0, muster.Errorf(muster.Unavailable, "find a free port: %w", err)
+	const first, all, tries = 10_000, 20_000, 100
+	var failed error
+	for range tries {
+		port := first + mathrand.IntN(all)
+		if failed = unused(net.JoinHostPort("127.0.0.1", strconv.Itoa(port))); failed == nil {
+			return port, nil
+		}
 	}
-	defer func() { _ = l.Close() }() // it was not used
-	return l.Addr().(*net.TCPAddr).Port, nil
+	return 0, muster.Errorf(muster.Unavailable, "find a free port: %w", failed)
+}
+
+// unused returns an error if somebody listens at an address.
+func unused(address string) error {
+	tcp, err := net.Listen("tcp", address)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = tcp.Close() }() // it was not used
+	udp, err := net.ListenPacket("udp", address)
+	if err != nil {
+		return err
+	}
+	return udp.Close()
 }
 
 // runNodes joins and runs all agents until ctx ends.
