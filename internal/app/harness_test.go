@@ -5,14 +5,12 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
-	"net"
 	"os"
 	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -26,6 +24,7 @@ import (
 	"github.com/musterfleet/muster/internal/bus"
 	"github.com/musterfleet/muster/internal/config"
 	"github.com/musterfleet/muster/internal/enrol"
+	"github.com/musterfleet/muster/test/lab"
 )
 
 // patience is how long a test waits for what has to come: long enough for a machine
@@ -346,31 +345,16 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// lastPort is the last that freePort returned.
-var lastPort atomic.Int32
-
-// freePort returns a port of loopback that is free for TCP and UDP. It is below
-// those that systems choose from, and not from the numbers that tests of other
-// packages use: so nobody takes it before it is used, or while it is free again.
+// freePort returns a port of loopback that is free for TCP and UDP, and the test's
+// until it ends.
 func freePort(t *testing.T) int {
 	t.Helper()
-	const first, all = 10_000, 5_000
-	lastPort.CompareAndSwap(0, int32(os.Getpid()))
-	for range all {
-		port := first + int(lastPort.Add(1))%all
-		address := fmt.Sprintf("127.0.0.1:%d", port)
-		l, err := net.Listen("tcp", address)
-		if err != nil {
-			continue
-		}
-		_ = l.Close() // it was not used
-		if u, err := net.ListenPacket("udp", address); err == nil {
-			_ = u.Close() // nor was this
-			return port
-		}
+	port, release, err := lab.Port()
+	if err != nil {
+		t.Fatal(err)
 	}
-	t.Fatal("no port is free")
-	return 0
+	t.Cleanup(release)
+	return port
 }
 
 func (f fleet) ctx() context.Context {
