@@ -23,10 +23,7 @@ import (
 func (f fleet) leader(op *bus.Conn, stream string) (leader *server) {
 	f.t.Helper()
 	f.until("the leader of "+stream, func() error {
-		reply, err := op.Ask(f.ctx(), "$JS.API.STREAM.INFO."+stream, nil)
-		if err != nil {
-			return err
-		}
+		reply := f.ask(op, "$JS.API.STREAM.INFO."+stream, nil)
 		var info struct {
 			Cluster struct{ Leader string }
 		}

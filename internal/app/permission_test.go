@@ -2,6 +2,7 @@ package app_test
 
 import (
 	"context"
+	"errors"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -66,36 +67,35 @@ func nodeKeepsToItself(t *testing.T, f fleet) {
 	}
 
 	frames := make(chan string, 10)
-	stop, err := conn.Serve(s.Order(bus.AnyCaller, box, me), func(r bus.Request) { frames <- string(r.Data) })
+	stop, err := conn.Serve(s.Order(bus.AnyCaller, box, me), func(r bus.Request) { keep(frames, string(r.Data)) })
 	if err != nil {
 		t.Fatal(err)
 	}
 	answers := make(chan string, 10)
-	stopAnswers, err := op.Serve(s.OrderedFrom("CALLER"), func(r bus.Request) { answers <- r.Subject + " " + string(r.Data) })
+	stopAnswers, err := op.Serve(s.OrderedFrom("CALLER"), func(r bus.Request) { keep(answers, r.Subject+" "+string(r.Data)) })
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, to := range []string{s.Order("CALLER", otherBox, other), s.Order("CALLER", otherBox, me), s.Order("CALLER", box, me)} {
-		if err := op.Tell(to, []byte(to)); err != nil {
-			t.Fatal(err)
+	first := f.firstOf(frames, func() error {
+		for _, to := range []string{s.Order("CALLER", otherBox, other), s.Order("CALLER", otherBox, me), s.Order("CALLER", box, me)} {
+			if err := op.Tell(to, []byte(to)); err != nil {
+				return err
+			}
 		}
+		return nil
+	})
+	if first != s.Order("CALLER", box, me) {
+		t.Errorf("the first frame of an Order that it hears is %q", first)
 	}
-	if got := receive(t, frames); got != s.Order("CALLER", box, me) {
-		t.Errorf("the first frame of an Order that it hears is %q", got)
-	}
-	if err := conn.Tell(s.Ordered("CALLER", box, me), []byte("frame")); err != nil {
-		t.Fatal(err)
-	}
-	if got := receive(t, answers); got != s.Ordered("CALLER", box, me)+" frame" {
-		t.Errorf("the caller of an Order hears %q", got)
+	first = f.firstOf(answers, func() error { return conn.Tell(s.Ordered("CALLER", box, me), []byte("frame")) })
+	if first != s.Ordered("CALLER", box, me)+" frame" {
+		t.Errorf("the caller of an Order hears %q", first)
 	}
 	stop()
 	stopAnswers()
 
 	// What it asks the service reaches that in its own name.
-	if _, err := conn.Ask(f.ctx(), s.Peers(box, me), asking(t, 1, 1)); err != nil {
-		t.Errorf("asking for others of its constellation: %v", err)
-	}
+	told(f, conn, me, 1, 1)
 
 	// What it may not publish.
 	foreign := muster.Key{ID: "id1", Node: other}
@@ -158,9 +158,8 @@ func nodeKeepsToItself(t *testing.T, f fleet) {
 		"another's name":   {mine, consumer(s.CommandStream(me), map[string]any{"name": otherBox + "=a=b=c", "filter_subject": s.Commands(me)})},
 		"another's stream": {mine, consumer(bus.StreamControl, map[string]any{"name": box + "=a=b", "filter_subject": s.Commands(me)})},
 	} {
-		reply, err := conn.Ask(f.ctx(), c.subject, marshal(t, c.body))
-		if err != nil || !strings.Contains(string(reply), `"error"`) {
-			t.Errorf("consumer with %s: %s, %v", name, reply, err)
+		if reply := f.ask(conn, c.subject, marshal(t, c.body)); !strings.Contains(string(reply), `"error"`) {
+			t.Errorf("consumer with %s: %s", name, reply)
 		}
 	}
 	for _, body := range []string{`{"seq":1}`, `{"last_by_subj":"` + s.Control(otherBox, other) + `"}`, `{"multi_last":["` + s.Control(otherBox, other) + `"]}`} {
@@ -173,16 +172,43 @@ func nodeKeepsToItself(t *testing.T, f fleet) {
 	}
 }
 
-// receive waits for something that must come.
-func receive(t *testing.T, c <-chan string) string {
-	t.Helper()
+// keep keeps a text if there is room.
+func keep(c chan<- string, text string) {
 	select {
-	case s := <-c:
-		return s
-	case <-time.After(patience):
-		t.Error("nothing came")
-		return ""
+	case c <- text:
+	default:
 	}
+}
+
+// firstOf has something said again until something is heard of it: what is said at
+// once may be on its way through a cluster before the interest in it is.
+func (f fleet) firstOf(heard <-chan string, say func() error) (first string) {
+	f.t.Helper()
+	f.until("something to hear", func() error {
+		if err := say(); err != nil {
+			return err
+		}
+		select {
+		case first = <-heard:
+			return nil
+		case <-time.After(time.Second):
+			return errors.New("nothing came")
+		}
+	})
+	return first
+}
+
+// ask asks again until there is an answer: a cluster may have no leader for a
+// moment, and nobody answers then.
+func (f fleet) ask(c *bus.Conn, subject string, data []byte) (reply []byte) {
+	f.t.Helper()
+	f.until("an answer to "+subject, func() (err error) {
+		ctx, cancel := context.WithTimeout(f.ctx(), 5*time.Second)
+		defer cancel()
+		reply, err = c.Ask(ctx, subject, data)
+		return err
+	})
+	return reply
 }
 
 // mailboxOf reads the mailbox of a node that has joined.
