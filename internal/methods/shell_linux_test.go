@@ -383,6 +383,7 @@ func TestEndTagged(t *testing.T) {
 	ownGroup := start(tag, nil, sleep)
 	leader := start(tag, &syscall.SysProcAttr{Setpgid: true}, sleep)
 	member := start("OTHER=1", &syscall.SysProcAttr{Setpgid: true, Pgid: leader.Process.Pid}, sleep)
+	second := start(tag, &syscall.SysProcAttr{Setpgid: true, Pgid: leader.Process.Pid}, sleep)
 	// It starts others as fast as it can, each in a session of its own.
 	spawner := start(tag, &syscall.SysProcAttr{Setsid: true}, "echo; while :; do setsid sleep 1000 & done")
 	longer := start(tag+"-2", &syscall.SysProcAttr{Setpgid: true}, sleep)
@@ -397,10 +398,10 @@ func TestEndTagged(t *testing.T) {
 	for _, c := range ended {
 		found[c.PID] = c
 	}
-	for _, cmd := range []*exec.Cmd{ownGroup, leader, member, spawner} {
+	for _, cmd := range []*exec.Cmd{ownGroup, leader, member, second, spawner} {
 		awaitGone(t, cmd.Process.Pid)
 	}
-	for _, cmd := range []*exec.Cmd{ownGroup, leader, spawner} {
+	for _, cmd := range []*exec.Cmd{ownGroup, leader, second, spawner} {
 		c, ok := found[cmd.Process.Pid]
 		if age := time.Since(c.Started); !ok || age < -time.Minute || age > time.Hour {
 			t.Errorf("process %d: got %+v, %t", cmd.Process.Pid, c, ok)

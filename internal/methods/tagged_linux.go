@@ -85,6 +85,7 @@ func killTagged(tag string) ([]stat, error) {
 	}
 	self, ownGroup := os.Getpid(), unix.Getpgrp()
 	var found []stat
+	groups := map[int]bool{}
 	for _, pid := range pids {
 		if pid <= 1 || pid == self {
 			continue
@@ -101,11 +102,16 @@ func killTagged(tag string) ([]stat, error) {
 			s.command = commandIn(env)
 			found = append(found, s)
 			if s.group > 1 && s.group != ownGroup {
-				_ = unix.Kill(-s.group, unix.SIGKILL)
+				groups[s.group] = true
 			}
 			_ = p.Kill()
 		}
 		_ = p.Release()
+	}
+	// Now, since a process that ends with its group before it is looked at is not
+	// found. Ids are given out in turn: none of these is another group's so soon.
+	for group := range groups {
+		_ = unix.Kill(-group, unix.SIGKILL)
 	}
 	return found, nil
 }
