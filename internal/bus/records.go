@@ -2,6 +2,7 @@ package bus
 
 import (
 	"context"
+	"errors"
 	"strings"
 	"time"
 
@@ -16,7 +17,36 @@ import (
 const (
 	recordHistory = 8                // versions of a record that are kept
 	recordTimeout = 10 * time.Second // of reading one: a cluster may be choosing a leader
+	recordAgain   = 300 * time.Millisecond
 )
+
+// leading calls f again while the broker says that it has no leader, or says
+// nothing: where servers are slow, or one was lost, a cluster is without a leader for
+// seconds, and an invitation or a newcomer should not fail for that.
+func (c *Conn) leading(ctx context.Context, f func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, recordTimeout)
+	defer cancel()
+	for {
+		try, end := context.WithTimeout(ctx, requestTimeout)
+		err := f(try)
+		end()
+		if !leaderless(err) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-c.done:
+			return err
+		case <-time.After(recordAgain):
+		}
+	}
+}
+
+func leaderless(err error) bool {
+	var api *jetstream.APIError
+	return errors.Is(err, context.DeadlineExceeded) || errors.As(err, &api) && api.Code == 503
+}
 
 // recordSubject reads the subject of records, which only operators can know,
 // from the stream that holds them. There is none before Setup.
@@ -26,9 +56,11 @@ func (c *Conn) recordSubject(ctx context.Context) (string, error) {
 	if c.records != "" {
 		return c.records, nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
-	defer cancel()
-	s, err := c.js.Stream(ctx, StreamFleet)
+	var s jetstream.Stream
+	err := c.leading(ctx, func(ctx context.Context) (err error) {
+		s, err = c.js.Stream(ctx, StreamFleet)
+		return err
+	})
 	if err != nil {
 		return "", natsError(err, "find the records of the fleet")
 	}
@@ -63,13 +95,14 @@ func (c *Conn) Record(ctx context.Context, key string) (Stored, error) {
 	if err != nil {
 		return Stored{}, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, recordTimeout)
-	defer cancel()
-	s, err := c.js.Stream(ctx, StreamFleet)
-	if err != nil {
-		return Stored{}, natsError(err, "read the record "+key)
-	}
-	m, err := s.GetLastMsgForSubject(ctx, base+key)
+	var m *jetstream.RawStreamMsg
+	err = c.leading(ctx, func(ctx context.Context) error {
+		s, err := c.js.Stream(ctx, StreamFleet)
+		if err == nil {
+			m, err = s.GetLastMsgForSubject(ctx, base+key)
+		}
+		return err
+	})
 	if err != nil {
 		return Stored{}, natsError(err, "read the record "+key)
 	}
