@@ -63,7 +63,7 @@ func TestLeaderIsKilled(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	options.OutboxDir = "" // then it tries until the broker has it
+	options.OutboxDir = ""                                       // then it tries until the broker has it
 	ctx, cancel := context.WithTimeout(t.Context(), 10*patience) // a slow disk syncs more than a thousand times
 	defer cancel()
 	c, err := client.Connect(ctx, options)

@@ -369,7 +369,8 @@ func invitation(f fleet, node muster.NodeName) app.InviteOptions {
 
 func (f fleet) invite(node muster.NodeName) aaa.Token {
 	f.t.Helper()
-	text, err := app.Invite(f.ctx(), invitation(f, node))
+	var text string
+	err := f.available(func() (err error) { text, err = app.Invite(f.ctx(), invitation(f, node)); return err })
 	if err != nil {
 		f.t.Fatal(err)
 	}
@@ -389,7 +390,20 @@ func (f fleet) joinWith(text, dir string) error {
 }
 
 func (f fleet) join(token aaa.Token, dir string) error {
-	return enrol.Join(f.ctx(), token, dir, time.Now(), nil)
+	return f.available(func() error { return enrol.Join(f.ctx(), token, dir, time.Now(), nil) })
+}
+
+// available tries again what is unavailable, as users do, and agents that join: a
+// cluster on a busy machine chooses leaders now and then.
+func (f fleet) available(try func() error) (err error) {
+	f.t.Helper()
+	f.until("an answer", func() error {
+		if err = try(); muster.KindOf(err) == muster.Unavailable {
+			return err
+		}
+		return nil
+	})
+	return err
 }
 
 // dial connects as a node, and passes on what the broker complains of.
@@ -429,10 +443,13 @@ func (f fleet) node(name muster.NodeName) *bus.Conn {
 	if err := f.join(f.invite(name), dir); err != nil {
 		f.t.Fatal(err)
 	}
-	conn, _, err := f.dial(dir)
-	if err == nil {
-		_, err = conn.Load(f.ctx())
-	}
+	var conn *bus.Conn
+	err := f.available(func() (err error) {
+		if conn, _, err = f.dial(dir); err == nil {
+			_, err = conn.Load(f.ctx())
+		}
+		return err
+	})
 	if err != nil {
 		f.t.Fatal(err)
 	}
@@ -442,7 +459,8 @@ func (f fleet) node(name muster.NodeName) *bus.Conn {
 // operator connects as one.
 func (f fleet) operator() *bus.Conn {
 	f.t.Helper()
-	conn, err := f.tryOperator()
+	var conn *bus.Conn
+	err := f.available(func() (err error) { conn, err = f.tryOperator(); return err })
 	if err != nil {
 		f.t.Fatal(err)
 	}
