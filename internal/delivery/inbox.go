@@ -426,6 +426,9 @@ func (b *Inbox) Reported(id muster.CommandID, seq int) {
 	b.remember(e)
 	b.write(Write{Delete: e.Seq}, false)
 	b.dropWithdrawals(id)
+	b.timers.prune(len(b.commands)+b.cancels, func(id muster.CommandID) bool {
+		return b.commands[id] != nil || len(b.withdrew[id]) > 0
+	})
 }
 
 // Tick lets time pass: deadlines, retries and waiting reports.

@@ -2,6 +2,7 @@ package delivery
 
 import (
 	"container/heap"
+	"slices"
 	"time"
 
 	"github.com/musterfleet/muster"
@@ -26,6 +27,22 @@ func (t *timers) due(now time.Time) []muster.CommandID {
 	}
 	return ids
 }
+
+// prune removes the moments that no longer matter, as soon as they are most of
+// all: of what is over, the deadline may be days ahead. Live is how many commands
+// and withdrawals there are, each of which has a few.
+func (t *timers) prune(live int, matters func(muster.CommandID) bool) {
+	if len(t.h) < pruneFrom || len(t.h) < pruneRatio*live {
+		return
+	}
+	t.h = slices.DeleteFunc(t.h, func(x timer) bool { return !matters(x.id) })
+	heap.Init(&t.h)
+}
+
+const (
+	pruneFrom  = 1024
+	pruneRatio = 8
+)
 
 func (t *timers) next() time.Time {
 	if len(t.h) == 0 {
