@@ -158,17 +158,6 @@ func (b *Inbox) Room() int {
 // Len returns the number of commands that are not final.
 func (b *Inbox) Len() int { return b.active }
 
-// Running returns the number of commands that run now.
-func (b *Inbox) Running() int {
-	n := b.beside
-	for _, q := range b.lanes {
-		if len(q) > 0 && q[0].running {
-			n++
-		}
-	}
-	return n
-}
-
 // A Recall is what an Inbox knows of a delivery.
 type Recall int
 

@@ -452,8 +452,8 @@ func simulate(seed uint64, f faults) error {
 	if n := len(s.journal.records) + len(s.journal.seen) + len(s.journal.withdrawals); n != 0 {
 		s.fail("the journal holds %d entries at the end: %+v", n, s.journal)
 	}
-	if len(s.queue) != 0 || s.box.Len() != 0 || s.box.Running() != 0 {
-		s.fail("left: %d at the broker, %d held, %d running", len(s.queue), s.box.Len(), s.box.Running())
+	if len(s.queue) != 0 || s.box.Len() != 0 || len(s.running) != 0 {
+		s.fail("left: %d at the broker, %d held, %d running", len(s.queue), s.box.Len(), len(s.running))
 	}
 	return s.err
 }

@@ -67,9 +67,6 @@ func NewDirectory(now time.Time) *Directory {
 	return &Directory{began: now, swept: now, agents: map[string]*agent{}, rings: map[Tag][]*agent{}}
 }
 
-// Len returns the number of agents that are known.
-func (d *Directory) Len() int { return len(d.agents) }
-
 // Ask takes what a node says of its agent in the place of what it said before,
 // and names others. Whoever asks too often, or when there is no room, gets an
 // error.

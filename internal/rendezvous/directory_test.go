@@ -178,12 +178,12 @@ func TestDirectoryForgets(t *testing.T) {
 		t.Errorf("too early one is forgotten: %+v", a)
 	}
 	now = t0.Add(life + 2*sweepEvery)
-	if a := ask(t, d, now, 0); len(a.Peers) != 0 || d.Len() != 1 {
+	if a := ask(t, d, now, 0); len(a.Peers) != 0 || len(d.agents) != 1 {
 		t.Errorf("who did not ask for long is known: %+v", a)
 	}
 	d.Forget(name(0))
-	if d.Len() != 0 || len(d.rings) != 0 {
-		t.Errorf("%d agents and %d rings are left", d.Len(), len(d.rings))
+	if len(d.agents) != 0 || len(d.rings) != 0 {
+		t.Errorf("%d agents and %d rings are left", len(d.agents), len(d.rings))
 	}
 }
 
