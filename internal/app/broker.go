@@ -42,6 +42,7 @@ func RunBroker(ctx context.Context, o BrokerOptions, ready func(BrokerInfo)) err
 		return err
 	}
 	defer unlock()
+	known := stampOf(fleet.RevokedCallersFile()) // of what the accounts are made with
 	options, err := brokerOptions(fleet, o)
 	if err != nil {
 		return err
@@ -53,7 +54,7 @@ func RunBroker(ctx context.Context, o BrokerOptions, ready func(BrokerInfo)) err
 	defer b.Stop()
 	at := bus.Options{Name: "service", InProcess: b, Log: o.Log}
 	s := session{
-		fleet: fleet, log: o.Log, at: at, ready: func() { ready(brokerInfo(fleet, options, b)) },
+		fleet: fleet, log: o.Log, at: at, known: known, ready: func() { ready(brokerInfo(fleet, options, b)) },
 		dial:   func(ctx context.Context) (*bus.Conn, error) { return dialService(ctx, fleet, at) },
 		update: func(_ context.Context, a enrol.Account) error { return b.UpdateAccount(a.Key, a.JWT) },
 	}
@@ -248,7 +249,8 @@ type session struct {
 	dial    func(context.Context) (*bus.Conn, error)
 	update  func(context.Context, enrol.Account) error
 	ready   func()
-	patient bool // the first connection may fail, too
+	patient bool  // the first connection may fail, too
+	known   stamp // of the list of revoked callers that the broker keeps out
 
 	replicas int // of the layout; 0 for what it has
 }
@@ -286,23 +288,24 @@ func (s *session) run(ctx context.Context) error {
 
 func (s *session) once(ctx context.Context, ready func()) error {
 	if s.prepare != nil {
+		known := stampOf(s.fleet.RevokedCallersFile())
 		if err := s.prepare(ctx); err != nil {
 			return err
 		}
+		s.known = known
 	}
 	conn, err := s.dial(ctx)
 	if err != nil {
 		return err
 	}
 	defer conn.Close()
-	known, err := s.begin(ctx, conn)
-	if err != nil {
+	if err := s.begin(ctx, conn); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	var wg sync.WaitGroup
 	wg.Go(func() { s.lookAtDisks(ctx, conn); s.tidy(ctx) }) // newcomers need not wait for it
-	wg.Go(func() { s.watchRevoked(ctx, known) })
+	wg.Go(func() { s.watchRevoked(ctx) })
 	defer wg.Wait()
 	defer cancel()
 	meeting := newMeeting(time.Now(), s.log)
@@ -319,13 +322,19 @@ func (s *session) once(ctx context.Context, ready func()) error {
 	return err
 }
 
-// begin brings the layout up to date, with the list of revoked callers.
-func (s *session) begin(ctx context.Context, conn *bus.Conn) (known stamp, err error) {
+// begin brings the layout up to date, with the list of revoked callers. Who was
+// revoked while there was no session is cut off before nodes are told.
+func (s *session) begin(ctx context.Context, conn *bus.Conn) error {
 	if err := s.setup(ctx, conn); err != nil {
-		return known, err
+		return err
 	}
-	known = s.revokedStamp()
-	return known, s.publishRevoked(ctx, conn)
+	if now := stampOf(s.fleet.RevokedCallersFile()); now != s.known {
+		if err := s.cutOff(ctx); err != nil {
+			return err
+		}
+		s.known = now
+	}
+	return s.publishRevoked(ctx, conn)
 }
 
 // setup brings the layout up to date, alone.

@@ -18,8 +18,8 @@ type stamp struct {
 	size int64
 }
 
-func (s *session) revokedStamp() stamp {
-	info, err := os.Stat(s.fleet.RevokedCallersFile())
+func stampOf(path string) stamp {
+	info, err := os.Stat(path)
 	if err != nil {
 		return stamp{} // there is none, or what reads it says what is wrong
 	}
@@ -33,11 +33,11 @@ const (
 
 // watchRevoked puts a new list of revoked callers in force, which another
 // process has written into the fleet's folder.
-func (s *session) watchRevoked(ctx context.Context, known stamp) {
+func (s *session) watchRevoked(ctx context.Context) {
 	for wait := revokedEvery; pause(ctx, wait); {
 		wait = revokedEvery
-		now := s.revokedStamp()
-		if now == known {
+		now := stampOf(s.fleet.RevokedCallersFile())
+		if now == s.known {
 			continue
 		}
 		if err := s.revokeCallers(ctx); err != nil {
@@ -45,18 +45,14 @@ func (s *session) watchRevoked(ctx context.Context, known stamp) {
 			s.log.Error("revoked callers are not kept out yet; trying again", "component", "app", "err", err, "in", wait)
 			continue
 		}
-		known = now
+		s.known = now
 	}
 }
 
 // revokeCallers cuts revoked callers off, and then tells the nodes: in this
 // order, since until then they may write what nodes read.
 func (s *session) revokeCallers(ctx context.Context) error {
-	main, _, err := enrol.Accounts(s.fleet, time.Now())
-	if err != nil {
-		return err
-	}
-	if err := s.update(ctx, main); err != nil {
+	if err := s.cutOff(ctx); err != nil {
 		return err
 	}
 	conn, err := s.dial(ctx)
@@ -65,6 +61,15 @@ func (s *session) revokeCallers(ctx context.Context) error {
 	}
 	defer conn.Close()
 	return s.publishRevoked(ctx, conn)
+}
+
+// cutOff has the broker keep out who is revoked.
+func (s *session) cutOff(ctx context.Context) error {
+	main, _, err := enrol.Accounts(s.fleet, time.Now())
+	if err != nil {
+		return err
+	}
+	return s.update(ctx, main)
 }
 
 // publishRevoked makes the folder's list the one that nodes read. Those of other
