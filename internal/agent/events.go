@@ -88,8 +88,8 @@ func (e *events) drop() {
 	e.save()
 }
 
-// send tells events during one session.
-func (e *events) send(ctx context.Context, conn *bus.Conn) {
+// send tells events during one session, by put. What is not stored is tried again.
+func (e *events) send(ctx context.Context, s bus.Subjects, put func(context.Context, bus.Outgoing) error) {
 	e.wake.set()
 	for {
 		select {
@@ -98,11 +98,17 @@ func (e *events) send(ctx context.Context, conn *bus.Conn) {
 			return
 		}
 		for event, ok := e.first(); ok; event, ok = e.first() {
-			m := eventMessage(conn.Subjects(), event, event.Time.Format(time.RFC3339Nano))
-			if conn.Put(ctx, m) != nil {
-				return // the next session tries again
+			err := put(ctx, eventMessage(s, event, event.Time.Format(time.RFC3339Nano)))
+			if err == nil {
+				e.drop()
+				continue
 			}
-			e.drop()
+			e.log.Debug("an event was not stored; trying again", "type", event.Type, "err", err)
+			select {
+			case <-time.After(reportAgain):
+			case <-ctx.Done():
+				return
+			}
 		}
 	}
 }

@@ -83,7 +83,7 @@ func (a *Agent) session(ctx context.Context) error {
 	})
 	wg.Go(func() { a.report(ctx, conn, pipeline) })
 	wg.Go(func() { a.heartbeat(ctx, conn) })
-	wg.Go(func() { a.events.send(ctx, conn) })
+	wg.Go(func() { a.events.send(ctx, conn.Subjects(), conn.Put) })
 	wg.Go(func() { a.tellAudit(ctx, conn, pipeline) })
 	wg.Go(func() { a.watchRevoked(ctx, conn) })
 	aside := &conflicts{wake: newSignal()}

@@ -1,14 +1,18 @@
 package agent
 
 import (
+	"context"
 	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/musterfleet/muster"
+	"github.com/musterfleet/muster/internal/bus"
 )
 
 func TestProblems(t *testing.T) {
@@ -54,6 +58,32 @@ func TestRecent(t *testing.T) {
 	if !r.seen(id(3*maxControl-1)) || r.seen(id(0)) {
 		t.Error("the oldest is to be forgotten, not the newest")
 	}
+}
+
+// An event that the broker does not take at the moment, since its disk is full, say,
+// comes later in the same session, in its order.
+func TestEventsAreSentAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		e := openEvents("n", filepath.Join(t.TempDir(), "events.json"), slog.New(slog.DiscardHandler))
+		e.add("first", "", nil)
+		e.add("second", "", nil)
+		var sent []string
+		tries := 0
+		put := func(_ context.Context, m bus.Outgoing) error {
+			if tries++; tries < 4 {
+				return muster.Errorf(muster.Full, "no room")
+			}
+			sent = append(sent, m.Subject)
+			return nil
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+		defer cancel()
+		s := bus.Subjects{Prefix: "p", Shards: 1}
+		e.send(ctx, s, put)
+		if want := []string{s.Event("first", "n"), s.Event("second", "n")}; !slices.Equal(sent, want) {
+			t.Errorf("sent %q, want %q", sent, want)
+		}
+	})
 }
 
 // Events wait in a file, in order, and no more than a number of them.
