@@ -207,6 +207,21 @@ func TestNothingWithoutAudit(t *testing.T) {
 	})
 }
 
+// A problem that could not be told is still news.
+func TestHelloIsSaidAgain(t *testing.T) {
+	b := newBench(t, nil)
+	b.a.problems.set("topic", "something is wrong")
+	refused := errors.New("no room")
+	put := func(context.Context, bus.Outgoing) error { return refused }
+	if err := b.a.hello(t.Context(), "s", put); err == nil || !b.a.problems.changed() {
+		t.Errorf("%v; to be told again: %t", err, b.a.problems.changed())
+	}
+	refused = nil
+	if err := b.a.hello(t.Context(), "s", put); err != nil || b.a.problems.changed() {
+		t.Errorf("%v; to be told again: %t", err, b.a.problems.changed())
+	}
+}
+
 // A decision that nothing in the inbox follows from waits, too.
 func TestRecordWaits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -128,10 +128,11 @@ func (a *Agent) prepare(ctx context.Context, conn *bus.Conn) error {
 		return muster.Errorf(muster.Conflict, "the broker serves fleet %s; this node belongs to %s", settings.Fleet, a.o.Fleet)
 	}
 	a.setSubjects(conn.Subjects())
-	return a.hello(ctx, conn)
+	return a.hello(ctx, a.helloSubject(conn), conn.Put)
 }
 
-func (a *Agent) hello(ctx context.Context, conn *bus.Conn) error {
+// hello says what the node is, by put.
+func (a *Agent) hello(ctx context.Context, subject string, put func(context.Context, bus.Outgoing) error) error {
 	a.checkDisk(ctx)
 	h := muster.Hello{
 		Node: a.o.Node, Version: a.o.Version, Instance: a.instance, Started: a.started,
@@ -151,8 +152,14 @@ func (a *Agent) hello(ctx context.Context, conn *bus.Conn) error {
 	if err != nil {
 		return err
 	}
-	return conn.Put(ctx, bus.Outgoing{Subject: conn.Subjects().Node(conn.Mailbox(), a.o.Node), Data: data})
+	if err := put(ctx, bus.Outgoing{Subject: subject, Data: data}); err != nil {
+		a.problems.untold()
+		return err
+	}
+	return nil
 }
+
+func (a *Agent) helloSubject(conn *bus.Conn) string { return conn.Subjects().Node(conn.Mailbox(), a.o.Node) }
 
 // diskLeast is the free space below which a node complains.
 const diskLeast = 100 << 20
@@ -221,7 +228,7 @@ func (a *Agent) heartbeat(ctx context.Context, conn *bus.Conn) {
 		case <-ctx.Done():
 			return
 		}
-		if err := a.hello(ctx, conn); err != nil {
+		if err := a.hello(ctx, a.helloSubject(conn), conn.Put); err != nil {
 			a.log.Debug("hello was not sent", "err", err)
 		}
 	}

@@ -50,6 +50,13 @@ func (p *problems) changed() bool {
 	return p.news
 }
 
+// untold says that what was listed has reached nobody.
+func (p *problems) untold() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.news = true
+}
+
 func (p *problems) list() []string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
