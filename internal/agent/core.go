@@ -419,26 +419,35 @@ func (c *core) withdraw(cmd muster.Command, caller aaa.Caller) error {
 	if in.Reason != "" {
 		reason += ": " + in.Reason
 	}
-	c.post(func() {
-		c.take(intake{intakeKey{id: cmd.ID}, func() bool {
-			decision := c.a.o.Policy().Decide(caller, cmd)
-			rec := c.a.decided(cmd, caller, aaa.Allowed)
-			rec.Rule, rec.Reason = decision.Rule, ownOrAny(decision.Allowed)
-			cancel := delivery.Cancel{ID: in.ID, Caller: caller.Name, Any: decision.Allowed, Reason: reason, Until: in.Until}
-			refusal := c.inbox.Overdrawn(cancel)
-			if refusal != nil {
-				rec.Verdict, rec.Reason = aaa.Denied, refusal.Message
-			}
-			if !c.a.audit.write(rec) {
-				return false
-			}
-			if refusal == nil && !c.inbox.Cancel(time.Now(), cancel) {
-				c.miss(cmd.ID)
-			}
-			return true
-		}})
-	})
+	cancel := delivery.Cancel{ID: in.ID, Caller: caller.Name, Reason: reason, Until: in.Until}
+	c.post(func() { c.take(intake{intakeKey{id: cmd.ID}, func() bool { return c.cancel(cmd, caller, cancel) }}) })
 	return nil
+}
+
+// cancel takes in a withdrawal that is right in itself. It returns false when the
+// audit line cannot be written.
+func (c *core) cancel(cmd muster.Command, caller aaa.Caller, cancel delivery.Cancel) bool {
+	decision := c.a.o.Policy().Decide(caller, cmd)
+	cancel.Any = decision.Allowed
+	rec := c.a.decided(cmd, caller, aaa.Allowed)
+	rec.Rule, rec.Reason = decision.Rule, ownOrAny(decision.Allowed)
+	refusal := c.a.o.Verifier.Revoked(caller) // a list may have come since it was verified
+	if refusal == nil {
+		refusal = c.inbox.Overdrawn(cancel)
+	}
+	if refusal != nil {
+		rec.Verdict, rec.Reason = aaa.Denied, refusal.Message
+	}
+	if !c.a.audit.write(rec) {
+		return false
+	}
+	switch {
+	case refusal != nil && errors.Is(refusal, aaa.ErrRevoked):
+		c.alarm(caller, cmd)
+	case refusal == nil && !c.inbox.Cancel(time.Now(), cancel):
+		c.miss(cmd.ID)
+	}
+	return true
 }
 
 // refuse records that a withdrawal was refused.

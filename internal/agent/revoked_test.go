@@ -79,6 +79,32 @@ func TestRevokedWhileWaiting(t *testing.T) {
 	})
 }
 
+// TestWithdrawalOfARevokedCaller: one that was verified before the list came, and
+// waited since, withdraws nothing.
+func TestWithdrawalOfARevokedCaller(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, nil)
+		mallory := alice
+		mallory.Name, mallory.PublicKey, mallory.Issued = "mallory", "key of mallory", time.Now()
+		b.room(0)
+		w := b.command("w")
+		w.Input = json.RawMessage(`{"id": "c", "until": "` + w.Deadline.Format(time.RFC3339) + `"}`)
+		if err := b.withdraw(w, mallory); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		b.a.takeRevoked(b.revoking(1, aaa.Revocation{Name: "mallory", At: time.Now().UTC().Truncate(time.Second)}))
+		b.room(1 << 30)
+		time.Sleep(2 * auditAgain)
+		b.send("c", "c")
+		synctest.Wait()
+		b.expect("afterwards", []string{"c"}, "c")
+		if got := strings.Join(b.told(), " "); got != "revocations revoked-caller" {
+			t.Errorf("events: %s", got)
+		}
+	})
+}
+
 // TestOlderListIsRefused: what the broker offers is never a way back, and the
 // operators hear of it.
 func TestOlderListIsRefused(t *testing.T) {
