@@ -457,7 +457,15 @@ func (c *core) refuse(cmd muster.Command, caller aaa.Caller, cause error) {
 		rec = c.a.decided(muster.Command{}, caller, aaa.Unauthentic)
 	}
 	rec.Reason = cause.Error()
-	c.post(func() { c.take(intake{do: func() bool { return c.a.audit.write(rec) }}) })
+	c.post(func() {
+		c.take(intake{do: func() bool {
+			written := c.a.audit.write(rec)
+			if written && errors.Is(cause, aaa.ErrRevoked) {
+				c.alarm(caller, cmd)
+			}
+			return written
+		}})
+	})
 }
 
 // miss notes that a withdrawal was not taken in. Commands that follow may be

@@ -105,6 +105,19 @@ func TestWithdrawalOfARevokedCaller(t *testing.T) {
 	})
 }
 
+// TestWithdrawalWithARevokedKey: whoever uses one is told of, whatever for.
+func TestWithdrawalWithARevokedKey(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, nil)
+		b.a.takeRevoked(b.revoking(1, aaa.Revocation{Name: "alice", At: time.Now().UTC().Truncate(time.Second)}))
+		b.refuse(b.command("w"), alice, b.a.o.Verifier.Revoked(alice))
+		synctest.Wait()
+		if got := strings.Join(b.told(), " "); got != "revocations revoked-caller" {
+			t.Errorf("events: %s", got)
+		}
+	})
+}
+
 // TestOlderListIsRefused: what the broker offers is never a way back, and the
 // operators hear of it.
 func TestOlderListIsRefused(t *testing.T) {
