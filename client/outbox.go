@@ -72,9 +72,14 @@ func (o *outbox) add(ctx context.Context, b batch) (name string, err error) {
 	return name, nil
 }
 
-// writeDurably makes a file appear as a whole or not at all.
+// unfinished is the file of a send while it is written, by one sender at a time. One
+// that was killed leaves it to the next.
+const unfinished = ".tmp"
+
+// writeDurably makes a file appear as a whole or not at all. The caller has the
+// lock of who adds.
 func writeDurably(dir, name string, data []byte) (err error) {
-	tmp, err := os.CreateTemp(dir, ".tmp-*")
+	tmp, err := os.OpenFile(filepath.Join(dir, unfinished), os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
 	if err != nil {
 		return err
 	}

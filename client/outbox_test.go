@@ -1,6 +1,8 @@
 package client
 
 import (
+	"os"
+	"path/filepath"
 	"testing"
 
 	"github.com/musterfleet/muster"
@@ -32,6 +34,29 @@ func TestSetAsideByAnotherSender(t *testing.T) {
 		if left, err := o.list(unreadableSuffix); len(left) != 0 || err != nil {
 			t.Errorf("%q are left, %v", left, err)
 		}
+	}
+}
+
+// Senders that are killed while they write leave one file at most, which the next
+// one uses.
+func TestUnfinishedSendIsGone(t *testing.T) {
+	o, err := openOutbox(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(o.dir, unfinished), make([]byte, 1<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	name, err := o.add(t.Context(), batch{Sent: sent{ID: "id"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if b, err := o.read(name); b.Sent.ID != "id" || err != nil {
+		t.Errorf("got %+v, %v", b.Sent, err)
+	}
+	entries, err := os.ReadDir(o.dir)
+	if len(entries) != 2 || err != nil { // with the lock
+		t.Errorf("there are %v, %v", entries, err)
 	}
 }
 
