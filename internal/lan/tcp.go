@@ -437,20 +437,21 @@ func (c *Carrier) linkPeer(ctx context.Context, peer string, attempt int) *link 
 	if err != nil || len(found) == 0 {
 		return nil
 	}
-	return c.gossipWith(plain(netip.AddrPortFrom(found[attempt%len(found)], uint16(port))))
+	l, _ := c.gossipWith(plain(netip.AddrPortFrom(found[attempt%len(found)], uint16(port))))
+	return l
 }
 
 // gossipWith returns a gossip link to an address, made if there is none; nil when
 // the carrier does not run.
-func (c *Carrier) gossipWith(remote netip.AddrPort) *link {
+func (c *Carrier) gossipWith(remote netip.AddrPort) (l *link, made bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	l := c.links[connectionAddress(remote)]
+	l = c.links[connectionAddress(remote)]
 	if l == nil {
-		l = c.addLink(remote, nil, c.dial)
+		l, made = c.addLink(remote, nil, c.dial), true
 	}
 	if l != nil {
 		l.gossip.Store(true)
 	}
-	return l
+	return l, made
 }

@@ -9,8 +9,9 @@ import (
 // Visit is for peers that were learnt: at where one may be, each address is tried
 // once until somebody there authenticates. That one is kept as a gossip link, as one
 // to a peer of the Options is, until the connection ends or the context does. Whoever
-// takes the connection and does not authenticate soon is left. Visit reports
-// whether somebody did. It may be called while Run runs.
+// takes the connection and does not authenticate soon is left. A link that is there
+// already is only looked after, and not ended. Visit reports whether somebody
+// authenticated. It may be called while Run runs.
 func (c *Carrier) Visit(ctx context.Context, at []netip.AddrPort) bool {
 	for _, remote := range at {
 		if ctx.Err() != nil {
@@ -24,9 +25,16 @@ func (c *Carrier) Visit(ctx context.Context, at []netip.AddrPort) bool {
 }
 
 func (c *Carrier) visit(ctx context.Context, remote netip.AddrPort) bool {
-	l := c.gossipWith(remote)
+	l, made := c.gossipWith(remote)
 	if l == nil {
 		return false
+	}
+	if !made {
+		select {
+		case <-l.ended:
+		case <-ctx.Done():
+		}
+		return l.trusted.Load()
 	}
 	stop := func() {
 		c.mu.Lock()

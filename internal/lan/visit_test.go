@@ -72,6 +72,33 @@ func TestVisit(t *testing.T) {
 	})
 }
 
+// A link that is there for another reason, to a peer of the Options say, outlasts a
+// visit.
+func TestVisitLeavesOtherLinks(t *testing.T) {
+	b := run(t, Options{}, nil)
+	a := run(t, Options{Peers: []string{local(b.Port()).String()}}, nil)
+	hello := newFrame(100, 1)
+	up := <-a.ups
+	a.Send(up, hello)
+	from := b.expect(t, hello)
+	b.Send(from, hello)
+	a.expect(t, hello)
+	linked := func() *link {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		return a.links[up]
+	}
+	before := linked()
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if !a.Visit(ctx, []netip.AddrPort{local(b.Port())}) {
+		t.Error("nobody has authenticated")
+	}
+	if linked() != before || before.ctx.Err() != nil {
+		t.Error("the link of the peer was ended")
+	}
+}
+
 // Who does not authenticate is left.
 func TestVisitLeavesTheMute(t *testing.T) {
 	a := run(t, Options{}, func(b *bounds) { b.first = 50 * time.Millisecond })
