@@ -49,12 +49,13 @@ func TestPortsOfTheBroker(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer there.Close()
-	gone, err := net.Listen("tcp", "127.0.0.1:0")
+	// Nobody listens at the other end of a connection, nor can anybody meanwhile.
+	gone, err := net.Dial("tcp", there.Addr().String())
 	if err != nil {
 		t.Fatal(err)
 	}
-	gone.Close()
-	urls := []string{"nats://" + there.Addr().String(), "tls://" + gone.Addr().String(), "nats://127.0.0.1:0x"}
+	defer gone.Close()
+	urls := []string{"nats://" + there.Addr().String(), "tls://" + gone.LocalAddr().String(), "nats://127.0.0.1:0x"}
 	for connected, want := range map[string]string{"": "ok fail fail", there.Addr().String(): "ok warn warn"} {
 		var h Health
 		c := &Client{dial: bus.Options{URLs: urls}}
