@@ -527,6 +527,8 @@ func (s *sending) flushed(ctx context.Context) bool {
 		case err == nil:
 			s.p.say("broker back after %s", short(s.p.now().Sub(began)))
 			return true
+		case kind == muster.Corrupt: // of another send, which is set aside: the next look is at the rest
+			s.p.printError(err)
 		case kind != muster.Unavailable && kind != muster.Interrupted && ctx.Err() == nil:
 			s.p.printError(err)
 			return false

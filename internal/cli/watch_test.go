@@ -138,6 +138,29 @@ func TestRollingWaitsForTheBroker(t *testing.T) {
 	})
 }
 
+// A file of another send that cannot be read is set aside, and stops no batch.
+func TestRollingGoesOnBesideAnUnreadableSend(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		done := endedAs(muster.Done, 0, "")
+		f := &unreadable{away: away{fakeSDK: fakeSDK{nodes: two(true), outcome: map[muster.NodeName]client.Status{"a": done, "bb": done}}}}
+		code, _, errs := tryWith(t.Context(), f, "run", "-t", "all", "--batch", "1", "--", "x")
+		if code != ExitOK || len(f.sent) != 2 || !strings.Contains(errs, "error: it is set aside") || strings.Contains(errs, "stopped") {
+			t.Errorf("got exit code %d, %d sends and %q", code, len(f.sent), errs)
+		}
+	})
+}
+
+// unreadable is an away broker, with such a file in the outbox.
+type unreadable struct{ away }
+
+func (f *unreadable) FlushOutbox(ctx context.Context) (int, error) {
+	n, err := f.away.FlushOutbox(ctx)
+	if f.flushes == 3 {
+		err = muster.Errorf(muster.Corrupt, "it is set aside")
+	}
+	return n, err
+}
+
 // full is a broker that takes only the first batch.
 type full struct{ fakeSDK }
 
