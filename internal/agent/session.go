@@ -159,7 +159,9 @@ func (a *Agent) hello(ctx context.Context, subject string, put func(context.Cont
 	return nil
 }
 
-func (a *Agent) helloSubject(conn *bus.Conn) string { return conn.Subjects().Node(conn.Mailbox(), a.o.Node) }
+func (a *Agent) helloSubject(conn *bus.Conn) string {
+	return conn.Subjects().Node(conn.Mailbox(), a.o.Node)
+}
 
 // diskLeast is the free space below which a node complains.
 const diskLeast = 100 << 20

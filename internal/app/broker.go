@@ -3,11 +3,13 @@ package app
 import (
 	"context"
 	"crypto/tls"
+	"encoding/json"
 	"errors"
 	"log/slog"
 	"net"
 	"net/url"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -236,8 +238,33 @@ func pushAccount(ctx context.Context, fleet config.FleetFolder, at bus.Options, 
 	defer conn.Close()
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
-	_, err = conn.Ask(ctx, subject, []byte(a.JWT))
+	answer, err := conn.Ask(ctx, subject, []byte(a.JWT))
+	if err != nil {
+		return err
+	}
+	kept, err := accountTaken(answer)
+	if err == nil && !kept {
+		at.Log.Warn("the server does not keep accounts that nobody uses at the moment: who was removed or revoked since its configuration was made can come back when it starts; make that anew with 'muster broker config'",
+			"component", "app", "account", a.Key)
+	}
 	return err
+}
+
+// accountTaken reads the server's answer to a JWT of an account: whether it keeps
+// it, or why it does not take it. One that has accounts in memory alone skips
+// those of which nobody is there.
+func accountTaken(answer []byte) (kept bool, err error) {
+	var r struct {
+		Data  *struct{ Message string }
+		Error *struct{ Description string }
+	}
+	switch err := json.Unmarshal(answer, &r); {
+	case err != nil || r.Data == nil && r.Error == nil:
+		return false, muster.Errorf(muster.Unavailable, "the server's answer to a JWT of an account cannot be read: %.100q", answer)
+	case r.Error != nil:
+		return false, muster.Errorf(muster.Unavailable, "the server does not take a JWT of an account: %s", r.Error.Description)
+	}
+	return !strings.Contains(r.Data.Message, "skipped"), nil
 }
 
 // A session is the service's work on one connection after another.

@@ -183,13 +183,16 @@ func ServerConfig(dir string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	b := fmt.Appendf(nil, "# A nats-server for the fleet %s. Make it again after nodes were removed or callers revoked.\n", fleet.Fleet.Name)
+	b := fmt.Appendf(nil, "# A nats-server for the fleet %s. Who is removed or revoked later is kept in the folder of the resolver.\n", fleet.Fleet.Name)
 	b = fmt.Appendf(b, "server_name: %q\nlisten: %q\nmax_payload: 2MB\nmax_connections: 65536\nping_interval: \"30s\"\nping_max: 2\n\n", "muster-"+fleet.Fleet.ID, net.JoinHostPort(host, strconv.Itoa(port)))
 	b = fmt.Appendf(b, "# What is accepted must survive a power cut.\njetstream {\n  store_dir: %q\n  sync_interval: always\n}\n\n", fleet.StoreDir())
 	if fleet.Fleet.TLS() {
 		b = fmt.Appendf(b, "tls {\n  cert_file: %q\n  key_file: %q\n  timeout: 10\n}\n\n", filepath.Join(dir, "tls", "server.pem"), filepath.Join(dir, "tls", "server.key"))
 	}
-	b = fmt.Appendf(b, "operator: %s\nsystem_account: %s\nresolver: MEMORY\nresolver_preload {\n", auth.OperatorJWT, auth.SystemAccount)
+	b = fmt.Appendf(b, "operator: %s\nsystem_account: %s\n", auth.OperatorJWT, auth.SystemAccount)
+	// In memory, an account of which nobody is there would not be kept, and a
+	// start would bring back who was removed since the configuration was made.
+	b = fmt.Appendf(b, "resolver {\n  type: full\n  dir: %q\n}\nresolver_preload {\n", fleet.AccountsDir())
 	for _, key := range slices.Sorted(maps.Keys(auth.Accounts)) {
 		b = fmt.Appendf(b, "  %s: %s\n", key, auth.Accounts[key])
 	}

@@ -266,6 +266,8 @@ func newServer(t *testing.T, w *world, i int) *server {
 			line = fmt.Sprintf("listen: \"127.0.0.1:%d\"\n", w.ports[i])
 		case "store_dir":
 			line = fmt.Sprintf("store_dir: %q\n", filepath.Join(t.TempDir(), "jetstream"))
+		case "dir":
+			line = fmt.Sprintf("dir: %q\n", filepath.Join(t.TempDir(), "accounts"))
 		}
 		own = append(own, line)
 	}

@@ -92,3 +92,26 @@ func revokes(t *testing.T, a enrol.Account, user string) bool {
 	}
 	return claims.IsClaimRevoked(&jwt.UserClaims{ClaimsData: jwt.ClaimsData{Subject: user, IssuedAt: time.Now().Add(-time.Minute).Unix()}})
 }
+
+func TestAccountTaken(t *testing.T) {
+	for answer, want := range map[string]struct{ kept, failed bool }{
+		`{"server":{"name":"a"},"data":{"account":"A","code":200,"message":"jwt updated"}}`:                            {true, false},
+		`{"server":{"name":"a"},"data":{"account":"A","code":200,"message":"jwt update skipped"}}`:                     {false, false},
+		`{"server":{"name":"a"},"error":{"account":"A","code":500,"description":"jwt update resulted in error - no"}}`: {false, true},
+		`{}`: {false, true},
+		``:   {false, true},
+	} {
+		if kept, err := accountTaken([]byte(answer)); kept != want.kept || (err != nil) != want.failed {
+			t.Errorf("%s: %t, %v", answer, kept, err)
+		}
+	}
+}
+
+func FuzzAccountTaken(f *testing.F) {
+	f.Add([]byte(`{"data":{"message":"jwt updated"}}`))
+	f.Fuzz(func(t *testing.T, answer []byte) {
+		if kept, err := accountTaken(answer); kept && err != nil {
+			t.Errorf("%q: %v", answer, err)
+		}
+	})
+}

@@ -89,6 +89,9 @@ func (f FleetFolder) path(name string) string { return filepath.Join(f.Dir, file
 // StoreDir is where the embedded broker keeps JetStream's files.
 func (f FleetFolder) StoreDir() string { return f.path("jetstream") }
 
+// AccountsDir is where a server of one's own keeps the JWTs of accounts.
+func (f FleetFolder) AccountsDir() string { return f.path("accounts") }
+
 // FleetExists reports whether there is a fleet in the folder.
 func FleetExists(dir string) bool { return exists(filepath.Join(dir, "fleet.yaml")) }
 
