@@ -5,6 +5,7 @@ import (
 	"go/parser"
 	"go/token"
 	"io/fs"
+	"maps"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -60,7 +61,7 @@ func group(folder string) (string, int, bool) {
 }
 
 // files calls f for each Go file of the module.
-func files(t *testing.T, mode parser.Mode, f func(folder, path string, parsed *ast.File)) {
+func files(t *testing.T, mode parser.Mode, f func(folder, path string, set *token.FileSet, parsed *ast.File)) {
 	t.Helper()
 	err := filepath.WalkDir(".", func(path string, d fs.DirEntry, err error) error {
 		name := d.Name()
@@ -72,7 +73,8 @@ func files(t *testing.T, mode parser.Mode, f func(folder, path string, parsed *a
 		case d.IsDir() || !strings.HasSuffix(name, ".go"):
 			return nil
 		}
-		parsed, err := parser.ParseFile(token.NewFileSet(), path, nil, mode)
+		set := token.NewFileSet()
+		parsed, err := parser.ParseFile(set, path, nil, mode)
 		if err != nil {
 			return err
 		}
@@ -80,7 +82,7 @@ func files(t *testing.T, mode parser.Mode, f func(folder, path string, parsed *a
 		if folder == "." {
 			folder = ""
 		}
-		f(folder, path, parsed)
+		f(folder, path, set, parsed)
 		return nil
 	})
 	if err != nil {
@@ -91,7 +93,7 @@ func files(t *testing.T, mode parser.Mode, f func(folder, path string, parsed *a
 // imports calls f for each import of each Go file of the module.
 func imports(t *testing.T, f func(folder, file, path string)) {
 	t.Helper()
-	files(t, parser.ImportsOnly, func(folder, path string, parsed *ast.File) {
+	files(t, parser.ImportsOnly, func(folder, path string, _ *token.FileSet, parsed *ast.File) {
 		for _, spec := range parsed.Imports {
 			imported, err := strconv.Unquote(spec.Path.Value)
 			if err != nil {
@@ -110,7 +112,7 @@ var clock = []string{"Now", "Since", "Until", "After", "AfterFunc", "Sleep", "Ti
 // look at no clock.
 func TestPure(t *testing.T) {
 	seen := 0
-	files(t, parser.SkipObjectResolution, func(folder, path string, parsed *ast.File) {
+	files(t, parser.SkipObjectResolution, func(folder, path string, _ *token.FileSet, parsed *ast.File) {
 		if _, floor, ok := group(folder); !ok || floor > 1 || strings.HasSuffix(path, "_test.go") {
 			return
 		}
@@ -186,4 +188,62 @@ func TestFloors(t *testing.T) {
 			}
 		}
 	})
+}
+
+// screen is how many lines a function may have: it is read as a whole.
+const screen = 60
+
+// TestFunctionsFitOnAScreen has no exceptions. A function that grows beyond is
+// split by what its parts mean.
+func TestFunctionsFitOnAScreen(t *testing.T) {
+	seen := 0
+	files(t, parser.SkipObjectResolution, func(_, path string, set *token.FileSet, parsed *ast.File) {
+		if strings.HasSuffix(path, "_test.go") {
+			return
+		}
+		seen++
+		for name, lines := range longer(set, parsed, screen) {
+			t.Errorf("%s: %s has %d lines, of which %d fit on a screen", path, name, lines, screen)
+		}
+	})
+	if seen == 0 {
+		t.Error("no file was looked at")
+	}
+}
+
+// longer returns the functions of a file that have more lines, with how many,
+// from the line of func to that of the last brace.
+func longer(set *token.FileSet, file *ast.File, most int) map[string]int {
+	found := map[string]int{}
+	for _, d := range file.Decls {
+		if f, ok := d.(*ast.FuncDecl); ok {
+			if n := set.Position(f.End()).Line - set.Position(f.Type.Func).Line + 1; n > most {
+				found[f.Name.Name] = n
+			}
+		}
+	}
+	return found
+}
+
+func TestLonger(t *testing.T) {
+	const source = `package p
+
+// A comment
+// is not counted.
+func short() {
+}
+
+func (t) long() {
+	_ = func() {
+	}
+}
+`
+	set := token.NewFileSet()
+	parsed, err := parser.ParseFile(set, "p.go", source, parser.ParseComments)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := longer(set, parsed, 2), map[string]int{"long": 4}; !maps.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
+	}
 }

@@ -132,22 +132,7 @@ func (p *program) root() *cobra.Command {
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
-			switch cmd.Name() {
-			case "completion", cobra.ShellCompRequestCmd, cobra.ShellCompNoDescRequestCmd: // a shell asks
-			default:
-				p.warnVariables(cmd.Root())
-			}
-			switch cmd.Name() {
-			case "help", "version", "completion": // they work whatever the settings say
-			default:
-				if err := p.settings(cmd.Root()); err != nil {
-					return err
-				}
-			}
-			if err := p.checkGlobals(); err != nil {
-				return err
-			}
-			return checkData(cmd)
+			return p.prepare(cmd)
 		},
 		CompletionOptions: cobra.CompletionOptions{DisableDefaultCmd: true},
 	}
@@ -182,6 +167,26 @@ func (p *program) root() *cobra.Command {
 	usageErrors(root)
 	p.completeGlobals(root)
 	return root
+}
+
+// prepare reads the settings and checks the global flags, before a command runs.
+func (p *program) prepare(cmd *cobra.Command) error {
+	switch cmd.Name() {
+	case "completion", cobra.ShellCompRequestCmd, cobra.ShellCompNoDescRequestCmd: // a shell asks
+	default:
+		p.warnVariables(cmd.Root())
+	}
+	switch cmd.Name() {
+	case "help", "version", "completion": // they work whatever the settings say
+	default:
+		if err := p.settings(cmd.Root()); err != nil {
+			return err
+		}
+	}
+	if err := p.checkGlobals(); err != nil {
+		return err
+	}
+	return checkData(cmd)
 }
 
 // helpCommand is cobra's, with an example and with an error for what it does

@@ -36,96 +36,103 @@ MUSTER_CONTEXT chooses another one for a single command.`,
   muster context use production
   muster --context dev node ls`,
 	})
-	cmd.AddCommand(
-		&cobra.Command{
-			Use:     "ls",
-			Aliases: []string{"list"},
-			Short:   "List contexts",
-			Long:    `List the contexts of this user. The current one has a star.`,
-			Example: `  muster context ls
-  muster context ls -o json`,
-			Args: cobra.NoArgs,
-			RunE: func(*cobra.Command, []string) error {
-				all, err := p.contexts()
-				if err != nil {
-					return err
-				}
-				if len(all) == 0 && p.format == "table" {
-					p.say("there are no contexts; 'muster dev' or 'muster init' makes one")
-					return nil
-				}
-				return list(p, all, func() *table {
-					t := newTable("", "CONTEXT", "FLEET", "BROKER", "PROBLEM")
-					for _, c := range all {
-						star := cell{text: " "}
-						if c.Current {
-							star = cell{"*", green}
-						}
-						t.row(star, c.Name, c.Fleet, strings.Join(c.URLs, " "), c.Problem)
-					}
-					return t
-				})
-			},
-		},
-		&cobra.Command{
-			Use:               "use NAME",
-			Short:             "Choose the context of the commands that follow",
-			Long:              `Choose the context that is used when neither --context nor MUSTER_CONTEXT does.`,
-			Example:           `  muster context use production`,
-			Args:              cobra.ExactArgs(1),
-			ValidArgsFunction: p.completeContexts,
-			RunE: func(_ *cobra.Command, args []string) error {
-				if _, err := p.oneContext(args[0]); err != nil {
-					return err
-				}
-				if err := config.SetCurrent(args[0]); err != nil {
-					return err
-				}
-				chosen, err := p.oneContext(args[0])
-				if err != nil {
-					return err
-				}
-				return p.deed(chosen, "the context is %s now", args[0])
-			},
-		},
-		&cobra.Command{
-			Use:   "show [NAME]",
-			Short: "Show a context, the current one by default",
-			Long:  `Show a context without its secrets; the current one when no name is given.`,
-			Example: `  muster context show
-  muster context show production -o json`,
-			Args:              cobra.MaximumNArgs(1),
-			ValidArgsFunction: p.completeContexts,
-			RunE: func(_ *cobra.Command, args []string) error {
-				name := p.context
-				if len(args) == 1 {
-					name = args[0]
-				} else if name == "" {
-					current, _, err := p.contextName()
-					if err != nil {
-						return err
-					}
-					name = current
-				}
-				c, err := p.oneContext(name)
-				if err != nil {
-					return err
-				}
-				return show(p, c, func(w io.Writer) error {
-					fmt.Fprintf(w, "name     %s\ncurrent  %v\nfleet    %s\nbroker   %s\n", c.Name, c.Current, clean(c.Fleet), clean(strings.Join(c.URLs, " ")))
-					if c.Problem != "" {
-						fmt.Fprintf(w, "problem  %s\n", clean(c.Problem))
-					}
-					return nil
-				})
-			},
-		},
-		p.contextMakeCommand(),
-	)
+	cmd.AddCommand(p.contextList(), p.contextUse(), p.contextShow(), p.contextMake())
 	return cmd
 }
 
-func (p *program) contextMakeCommand() *cobra.Command {
+func (p *program) contextList() *cobra.Command {
+	return &cobra.Command{
+		Use:     "ls",
+		Aliases: []string{"list"},
+		Short:   "List contexts",
+		Long:    `List the contexts of this user. The current one has a star.`,
+		Example: `  muster context ls
+  muster context ls -o json`,
+		Args: cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error {
+			all, err := p.contexts()
+			if err != nil {
+				return err
+			}
+			if len(all) == 0 && p.format == "table" {
+				p.say("there are no contexts; 'muster dev' or 'muster init' makes one")
+				return nil
+			}
+			return list(p, all, func() *table {
+				t := newTable("", "CONTEXT", "FLEET", "BROKER", "PROBLEM")
+				for _, c := range all {
+					star := cell{text: " "}
+					if c.Current {
+						star = cell{"*", green}
+					}
+					t.row(star, c.Name, c.Fleet, strings.Join(c.URLs, " "), c.Problem)
+				}
+				return t
+			})
+		},
+	}
+}
+
+func (p *program) contextUse() *cobra.Command {
+	return &cobra.Command{
+		Use:               "use NAME",
+		Short:             "Choose the context of the commands that follow",
+		Long:              `Choose the context that is used when neither --context nor MUSTER_CONTEXT does.`,
+		Example:           `  muster context use production`,
+		Args:              cobra.ExactArgs(1),
+		ValidArgsFunction: p.completeContexts,
+		RunE: func(_ *cobra.Command, args []string) error {
+			if _, err := p.oneContext(args[0]); err != nil {
+				return err
+			}
+			if err := config.SetCurrent(args[0]); err != nil {
+				return err
+			}
+			chosen, err := p.oneContext(args[0])
+			if err != nil {
+				return err
+			}
+			return p.deed(chosen, "the context is %s now", args[0])
+		},
+	}
+}
+
+func (p *program) contextShow() *cobra.Command {
+	return &cobra.Command{
+		Use:   "show [NAME]",
+		Short: "Show a context, the current one by default",
+		Long:  `Show a context without its secrets; the current one when no name is given.`,
+		Example: `  muster context show
+  muster context show production -o json`,
+		Args:              cobra.MaximumNArgs(1),
+		ValidArgsFunction: p.completeContexts,
+		RunE: func(_ *cobra.Command, args []string) error {
+			name := p.context
+			if len(args) == 1 {
+				name = args[0]
+			} else if name == "" {
+				current, _, err := p.contextName()
+				if err != nil {
+					return err
+				}
+				name = current
+			}
+			c, err := p.oneContext(name)
+			if err != nil {
+				return err
+			}
+			return show(p, c, func(w io.Writer) error {
+				fmt.Fprintf(w, "name     %s\ncurrent  %v\nfleet    %s\nbroker   %s\n", c.Name, c.Current, clean(c.Fleet), clean(strings.Join(c.URLs, " ")))
+				if c.Problem != "" {
+					fmt.Fprintf(w, "problem  %s\n", clean(c.Problem))
+				}
+				return nil
+			})
+		},
+	}
+}
+
+func (p *program) contextMake() *cobra.Command {
 	var o app.OperatorOptions
 	expires := durationFlag(app.OperatorTTL)
 	right := aaa.Right{Methods: []string{"*"}, Nodes: []string{"*"}}

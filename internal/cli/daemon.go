@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/musterfleet/muster"
 	"github.com/musterfleet/muster/internal/agent"
@@ -138,8 +139,7 @@ machine alone.`,
 }
 
 func (p *program) brokerCommand() *cobra.Command {
-	var dir, listen, url, creds string
-	var replicas int
+	var f brokerFlags
 	cmd := &cobra.Command{
 		Use:   "broker",
 		Short: "Run the broker of a fleet",
@@ -154,39 +154,63 @@ that does not sync what it stores is warned of, here and by 'muster doctor'.`,
   muster broker --broker nats://nats.example.net:4222 --creds service.creds`,
 		Args: cobra.ArbitraryArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			ctx := cmd.Context()
-			switch {
-			case len(args) > 0:
+			if len(args) > 0 {
 				return unknownCommand(cmd, args[0])
-			case url == "" && creds != "":
-				return usagef(cmd, "--creds is for a server of your own: --broker is missing")
-			case url != "" && listen != "":
-				e := usagef(cmd, "--broker and --listen exclude each other")
-				e.hint = "'muster config show --origin' shows where broker.server and broker.listen are set"
-				return e
-			case url == "" && replicas != 0:
-				return usagef(cmd, "--replicas is for a cluster of your own: --broker is missing")
-			case replicas < 0 || replicas > 5:
-				return usagef(cmd, "--replicas %d is out of range; expected 1 to 5", replicas)
-			case url != "":
-				o := app.ServiceOptions{Dir: dir, BrokerURL: url, CredsFile: creds, Replicas: replicas, Log: p.logger()}
-				return orderly(ctx, p.back.RunService(ctx, o, func() { p.say("ready, with the broker at %s", url) }))
 			}
-			o := app.BrokerOptions{Dir: dir, Listen: listen, Log: p.logger()}
+			if err := f.check(cmd); err != nil {
+				return err
+			}
+			ctx := cmd.Context()
+			if f.url != "" {
+				o := app.ServiceOptions{Dir: f.dir, BrokerURL: f.url, CredsFile: f.creds, Replicas: f.replicas, Log: p.logger()}
+				return orderly(ctx, p.back.RunService(ctx, o, func() { p.say("ready, with the broker at %s", f.url) }))
+			}
+			o := app.BrokerOptions{Dir: f.dir, Listen: f.listen, Log: p.logger()}
 			return orderly(ctx, p.back.RunBroker(ctx, o, func(i app.BrokerInfo) { p.say("ready at %s", i.URL) }))
 		},
 	}
-	cmd.PersistentFlags().StringVar(&dir, "state", p.stateDir("fleet"), "folder of the fleet, as given to 'muster init'")
-	cmd.Flags().StringVar(&listen, "listen", "", "HOST:PORT to listen on (default: as the fleet was made)")
-	cmd.Flags().StringVar(&url, "broker", "", "address of a NATS server of your own")
-	cmd.Flags().StringVar(&creds, "creds", "", "file with credentials for it (default: made with the fleet's keys)")
+	f.add(p, cmd)
+	cmd.AddCommand(p.brokerReshard(&f.dir), p.brokerConfig(&f.dir), p.brokerRenewCertificate(&f.dir))
+	return cmd
+}
+
+// brokerFlags are those of 'muster broker' itself; dir is for its subcommands, too.
+type brokerFlags struct {
+	dir, listen, url, creds string
+	replicas                int
+}
+
+func (f *brokerFlags) add(p *program, cmd *cobra.Command) {
+	cmd.PersistentFlags().StringVar(&f.dir, "state", p.stateDir("fleet"), "folder of the fleet, as given to 'muster init'")
+	cmd.Flags().StringVar(&f.listen, "listen", "", "HOST:PORT to listen on (default: as the fleet was made)")
+	cmd.Flags().StringVar(&f.url, "broker", "", "address of a NATS server of your own")
+	cmd.Flags().StringVar(&f.creds, "creds", "", "file with credentials for it (default: made with the fleet's keys)")
+	cmd.Flags().IntVar(&f.replicas, "replicas", 0, "servers of its cluster that store each message (default: as before, 1 at first)")
 	setting(cmd.PersistentFlags(), "state", "broker.state")
 	setting(cmd.Flags(), "listen", "broker.listen")
 	setting(cmd.Flags(), "broker", "broker.server")
 	setting(cmd.Flags(), "creds", "broker.creds")
-	cmd.Flags().IntVar(&replicas, "replicas", 0, "servers of its cluster that store each message (default: as before, 1 at first)")
-	cmd.AddCommand(p.brokerReshard(&dir))
-	cmd.AddCommand(&cobra.Command{
+}
+
+// check finds flags that are not for the kind of broker that was chosen.
+func (f *brokerFlags) check(cmd *cobra.Command) error {
+	switch {
+	case f.url == "" && f.creds != "":
+		return usagef(cmd, "--creds is for a server of your own: --broker is missing")
+	case f.url != "" && f.listen != "":
+		e := usagef(cmd, "--broker and --listen exclude each other")
+		e.hint = "'muster config show --origin' shows where broker.server and broker.listen are set"
+		return e
+	case f.url == "" && f.replicas != 0:
+		return usagef(cmd, "--replicas is for a cluster of your own: --broker is missing")
+	case f.replicas < 0 || f.replicas > 5:
+		return usagef(cmd, "--replicas %d is out of range; expected 1 to 5", f.replicas)
+	}
+	return nil
+}
+
+func (p *program) brokerConfig(dir *string) *cobra.Command {
+	return &cobra.Command{
 		Use:   "config",
 		Short: "Print the configuration for a NATS server of your own",
 		Long: `Print the configuration that makes a nats-server the broker of the fleet: its
@@ -195,7 +219,7 @@ operator, accounts and JetStream. It holds no secret keys.`,
   nats-server -c nats-server.conf`,
 		Args: cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
-			b, err := p.back.ServerConfig(dir)
+			b, err := p.back.ServerConfig(*dir)
 			if err != nil {
 				return err
 			}
@@ -204,11 +228,10 @@ operator, accounts and JetStream. It holds no secret keys.`,
 				return err
 			})
 		},
-	}, p.renewCertificateCommand(&dir))
-	return cmd
+	}
 }
 
-func (p *program) renewCertificateCommand(dir *string) *cobra.Command {
+func (p *program) brokerRenewCertificate(dir *string) *cobra.Command {
 	var hosts []string
 	cmd := &cobra.Command{
 		Use:   "renew-certificate",
@@ -268,9 +291,7 @@ interrupted, the next start of the broker completes it.`,
 }
 
 func (p *program) agentCommand() *cobra.Command {
-	var o app.AgentOptions
-	var join, joinFile, allow string
-	heartbeat := durationFlag(agent.DefaultHeartbeat)
+	f := agentFlags{heartbeat: durationFlag(agent.DefaultHeartbeat)}
 	cmd := &cobra.Command{
 		Use:   "agent",
 		Short: "Run the agent of a node",
@@ -294,29 +315,28 @@ operators work on machines whose broker is away: see 'muster order --help'.`,
   muster agent`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if join != "" && joinFile != "" {
-				return usagef(cmd, "--join and --join-file exclude each other")
-			}
-			token, err := p.token(join, joinFile)
-			if err != nil {
+			if err := f.complete(p, cmd); err != nil {
 				return err
 			}
-			if o.Node != "" {
-				if err := muster.NodeName(o.Node).Validate(); err != nil {
-					return usage(err)
-				}
-			}
-			if o.Order.Allow, err = onsite.ParseAllow(allow); err != nil {
-				return usage(err)
-			}
-			o.Token, o.Heartbeat, o.Log, o.Version = token, time.Duration(heartbeat), p.logger(), Version()
-			o.Ready = func() { p.say("connected") }
-			return orderly(cmd.Context(), p.back.RunAgent(cmd.Context(), o))
+			f.o.Ready = func() { p.say("connected") }
+			return orderly(cmd.Context(), p.back.RunAgent(cmd.Context(), f.o))
 		},
 	}
-	fs := cmd.Flags()
-	fs.StringVar(&join, "join", "", "token of an invitation, - for stdin")
-	fs.StringVar(&joinFile, "join-file", "", "file with the token")
+	f.add(p, cmd.Flags())
+	return cmd
+}
+
+// agentFlags are the options of an agent, and what they are made of.
+type agentFlags struct {
+	o                     app.AgentOptions
+	join, joinFile, allow string
+	heartbeat             durationFlag
+}
+
+func (f *agentFlags) add(p *program, fs *pflag.FlagSet) {
+	o := &f.o
+	fs.StringVar(&f.join, "join", "", "token of an invitation, - for stdin")
+	fs.StringVar(&f.joinFile, "join-file", "", "file with the token")
 	fs.StringVar(&o.StateDir, "state", p.stateDir("agent"), "folder of the node: keys, journal, policy")
 	fs.StringVar(&o.BrokerURL, "broker", "", "address of the broker (default: as the invitation said)")
 	fs.StringVar(&o.CredsFile, "creds", "", "file with credentials for the broker (default: as the invitation said)")
@@ -326,7 +346,7 @@ operators work on machines whose broker is away: see 'muster order --help'.`,
 	fs.StringVar(&o.PolicyFile, "policy", "", "file with the policy (default: policy.yaml in --state)")
 	fs.StringVar(&o.FactsDir, "facts", "", "folder with facts of your own")
 	fs.StringSliceVar(&o.MethodDirs, "methods", nil, "folder with methods of your own; can be repeated")
-	fs.Var(&heartbeat, "heartbeat", "how often to say that the node is alive")
+	fs.Var(&f.heartbeat, "heartbeat", "how often to say that the node is alive")
 	fs.Int64Var(&o.MaxOutput, "max-output", agent.DefaultMaxOutput, "bytes of output that are kept of each stream of a run")
 	for _, name := range []string{"state", "broker", "creds", "node", "fleet", "policy", "facts", "methods", "heartbeat"} {
 		setting(fs, name, "agent."+name)
@@ -338,8 +358,27 @@ operators work on machines whose broker is away: see 'muster order --help'.`,
 	fs.StringSliceVar(&o.Order.Peers, "order-peer", nil, "HOST:PORT of an agent to keep a connection to for Orders; can be repeated")
 	fs.StringVar(&o.Order.Listen, "order-listen", "", "address to listen at for Orders, without multicast")
 	fs.IntVar(&o.Order.Port, "order-port", 0, "port for Orders, of UDP and TCP (default 6776; with --order-listen any)")
-	fs.StringVar(&allow, "order-allow", strings.Join(onsite.Methods, ","), "methods that Orders may use here")
-	return cmd
+	fs.StringVar(&f.allow, "order-allow", strings.Join(onsite.Methods, ","), "methods that Orders may use here")
+}
+
+// complete checks the flags and makes the options whole.
+func (f *agentFlags) complete(p *program, cmd *cobra.Command) (err error) {
+	if f.join != "" && f.joinFile != "" {
+		return usagef(cmd, "--join and --join-file exclude each other")
+	}
+	if f.o.Token, err = p.token(f.join, f.joinFile); err != nil {
+		return err
+	}
+	if f.o.Node != "" {
+		if err := muster.NodeName(f.o.Node).Validate(); err != nil {
+			return usage(err)
+		}
+	}
+	if f.o.Order.Allow, err = onsite.ParseAllow(f.allow); err != nil {
+		return usage(err)
+	}
+	f.o.Heartbeat, f.o.Log, f.o.Version = time.Duration(f.heartbeat), p.logger(), Version()
+	return nil
 }
 
 // maxToken bounds what is read as a token.

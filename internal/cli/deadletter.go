@@ -25,8 +25,16 @@ be queued again when the cause is mended.`,
   muster deadletter show 17
   muster deadletter requeue 17`,
 	})
+	cmd.AddCommand(p.deadLetterList(), p.deadLetterShow(),
+		p.deadLetterChange("requeue SEQ...", "Queue dead letters again", "Queue dead letters again for their nodes, after the cause was mended.", "queued again", "requeued", SDK.Requeue),
+		p.deadLetterChange("rm SEQ...", "Remove dead letters for good", "Remove dead letters. There is no way back.", "removed", "removed", SDK.DropDeadLetter),
+	)
+	return cmd
+}
+
+func (p *program) deadLetterList() *cobra.Command {
 	var node string
-	ls := &cobra.Command{
+	cmd := &cobra.Command{
 		Use:     "ls",
 		Aliases: []string{"list"},
 		Short:   "List dead letters",
@@ -54,42 +62,41 @@ be queued again when the cause is mended.`,
 			})
 		},
 	}
-	ls.Flags().StringVar(&node, "node", "", "only of this node")
-	_ = ls.RegisterFlagCompletionFunc("node", p.completeNodes)
-	cmd.AddCommand(ls,
-		&cobra.Command{
-			Use:   "show SEQ",
-			Short: "Show a dead letter with its content",
-			Long:  `Show a dead letter with its content. SEQ is its number in 'muster deadletter ls'.`,
-			Example: `  muster deadletter show 17
+	cmd.Flags().StringVar(&node, "node", "", "only of this node")
+	_ = cmd.RegisterFlagCompletionFunc("node", p.completeNodes)
+	return cmd
+}
+
+func (p *program) deadLetterShow() *cobra.Command {
+	return &cobra.Command{
+		Use:   "show SEQ",
+		Short: "Show a dead letter with its content",
+		Long:  `Show a dead letter with its content. SEQ is its number in 'muster deadletter ls'.`,
+		Example: `  muster deadletter show 17
   muster deadletter show 17 -o json`,
-			Args: cobra.ExactArgs(1),
-			RunE: func(cmd *cobra.Command, args []string) error {
-				seqs, err := sequences(args)
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			seqs, err := sequences(args)
+			if err != nil {
+				return err
+			}
+			return p.ask(cmd.Context(), func(ctx context.Context, c SDK) error {
+				all, err := c.DeadLetters(ctx, "")
 				if err != nil {
 					return err
 				}
-				return p.ask(cmd.Context(), func(ctx context.Context, c SDK) error {
-					all, err := c.DeadLetters(ctx, "")
-					if err != nil {
-						return err
-					}
-					d, err := oneDeadLetter(all, seqs[0])
-					if err != nil {
-						return err
-					}
-					return show(p, d, func(w io.Writer) error {
-						fmt.Fprintf(w, "seq     %d\nnode    %s\ntime    %s\nreason  %s\nsize    %s\n", d.Seq, d.Node, stamp(d.Time), clean(d.Reason), plural(d.Size, "byte"))
-						_, err := fmt.Fprintf(w, "data    %s\n", strconv.QuoteToGraphic(string(d.Data)))
-						return err
-					})
+				d, err := oneDeadLetter(all, seqs[0])
+				if err != nil {
+					return err
+				}
+				return show(p, d, func(w io.Writer) error {
+					fmt.Fprintf(w, "seq     %d\nnode    %s\ntime    %s\nreason  %s\nsize    %s\n", d.Seq, d.Node, stamp(d.Time), clean(d.Reason), plural(d.Size, "byte"))
+					_, err := fmt.Fprintf(w, "data    %s\n", strconv.QuoteToGraphic(string(d.Data)))
+					return err
 				})
-			},
+			})
 		},
-		p.deadLetterChange("requeue SEQ...", "Queue dead letters again", "Queue dead letters again for their nodes, after the cause was mended.", "queued again", "requeued", SDK.Requeue),
-		p.deadLetterChange("rm SEQ...", "Remove dead letters for good", "Remove dead letters. There is no way back.", "removed", "removed", SDK.DropDeadLetter),
-	)
-	return cmd
+	}
 }
 
 func (p *program) deadLetterChange(use, short, long, done, key string, change func(SDK, context.Context, uint64) error) *cobra.Command {

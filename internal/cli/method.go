@@ -25,66 +25,71 @@ programs on nodes that speak JSON. Each says by a schema what it takes.`,
 		Example: `  muster method ls
   muster method show shell.run`,
 	})
-	cmd.AddCommand(
-		&cobra.Command{
-			Use:     "ls",
-			Aliases: []string{"list"},
-			Short:   "List methods",
-			Long: `List the built-in methods and those of the nodes. Without a broker the built-in
-ones are listed.`,
-			Example: `  muster method ls
-  muster method ls -o json`,
-			Args: cobra.NoArgs,
-			RunE: func(cmd *cobra.Command, _ []string) error {
-				cat, err := p.methods(cmd.Context())
-				if err != nil {
-					return err
-				}
-				specs := cat.registry.Specs()
-				return list(p, specs, func() *table {
-					t := newTable("METHOD", "NODES", "DESCRIPTION")
-					for _, s := range specs {
-						where := "all"
-						if n := len(cat.nodes[s.Name]); n > 0 {
-							where = fmt.Sprint(n)
-						}
-						t.row(s.Name, where, s.Description)
-					}
-					return t
-				})
-			},
-		},
-		&cobra.Command{
-			Use:   "show NAME",
-			Short: "Show what a method takes and returns",
-			Long:  `Show what a method takes and returns, with examples.`,
-			Example: `  muster method show shell.run
-  muster method show file.write -o json`,
-			Args:              cobra.ExactArgs(1),
-			ValidArgsFunction: p.completeMethods,
-			RunE: func(cmd *cobra.Command, args []string) error {
-				name := muster.Method(args[0])
-				if err := name.Validate(); err != nil {
-					return usage(err)
-				}
-				cat, err := catalogueOf(nil)
-				if err != nil {
-					return err
-				}
-				spec, err := cat.spec(name)
-				if err != nil { // not built in: only the nodes can know
-					if cat, err = p.methods(cmd.Context()); err != nil {
-						return err
-					}
-					if spec, err = cat.spec(name); err != nil {
-						return err
-					}
-				}
-				return show(p, spec, func(w io.Writer) error { return methodText(w, spec, cat.nodes[name]) })
-			},
-		},
-	)
+	cmd.AddCommand(p.methodList(), p.methodShow())
 	return cmd
+}
+
+func (p *program) methodList() *cobra.Command {
+	return &cobra.Command{
+		Use:     "ls",
+		Aliases: []string{"list"},
+		Short:   "List methods",
+		Long: `List the built-in methods and those of the nodes. Without a broker the built-in
+ones are listed.`,
+		Example: `  muster method ls
+  muster method ls -o json`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cat, err := p.methods(cmd.Context())
+			if err != nil {
+				return err
+			}
+			specs := cat.registry.Specs()
+			return list(p, specs, func() *table {
+				t := newTable("METHOD", "NODES", "DESCRIPTION")
+				for _, s := range specs {
+					where := "all"
+					if n := len(cat.nodes[s.Name]); n > 0 {
+						where = fmt.Sprint(n)
+					}
+					t.row(s.Name, where, s.Description)
+				}
+				return t
+			})
+		},
+	}
+}
+
+func (p *program) methodShow() *cobra.Command {
+	return &cobra.Command{
+		Use:   "show NAME",
+		Short: "Show what a method takes and returns",
+		Long:  `Show what a method takes and returns, with examples.`,
+		Example: `  muster method show shell.run
+  muster method show file.write -o json`,
+		Args:              cobra.ExactArgs(1),
+		ValidArgsFunction: p.completeMethods,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			name := muster.Method(args[0])
+			if err := name.Validate(); err != nil {
+				return usage(err)
+			}
+			cat, err := catalogueOf(nil)
+			if err != nil {
+				return err
+			}
+			spec, err := cat.spec(name)
+			if err != nil { // not built in: only the nodes can know
+				if cat, err = p.methods(cmd.Context()); err != nil {
+					return err
+				}
+				if spec, err = cat.spec(name); err != nil {
+					return err
+				}
+			}
+			return show(p, spec, func(w io.Writer) error { return methodText(w, spec, cat.nodes[name]) })
+		},
+	}
 }
 
 // methods returns the methods of all nodes, or the built-in ones when the

@@ -398,9 +398,7 @@ const allowAllPolicy = `rules:
 
 func (p *program) nodeInvite() *cobra.Command {
 	var o app.InviteOptions
-	var allowAll bool
-	var policy string
-	var labelWords []string
+	var f inviteFlags
 	expires := durationFlag(enrol.DefaultTTL)
 	cmd := &cobra.Command{
 		Use:   "invite NAME",
@@ -423,22 +421,8 @@ stands in arguments is seen by every user of the machine.`,
 			if err := o.Node.Validate(); err != nil {
 				return usage(err)
 			}
-			set, remove, err := labels(labelWords)
-			if err != nil || len(remove) > 0 {
-				return usagef(cmd, "--label takes KEY=VALUE")
-			}
-			o.Labels = set
-			switch {
-			case allowAll && policy != "":
-				return usagef(cmd, "--allow-all and --policy exclude each other")
-			case allowAll:
-				o.Policy = allowAllPolicy
-			case policy != "":
-				b, err := os.ReadFile(policy)
-				if err != nil {
-					return fmt.Errorf("read the policy: %w", err)
-				}
-				o.Policy = string(b)
+			if err := f.complete(cmd, &o); err != nil {
+				return err
 			}
 			ctx, cancel := context.WithTimeout(cmd.Context(), patience)
 			defer cancel()
@@ -455,10 +439,39 @@ stands in arguments is seen by every user of the machine.`,
 		},
 	}
 	cmd.Flags().Var(&expires, "expires", "how long the token can be used")
-	cmd.Flags().BoolVar(&allowAll, "allow-all", false, "the node allows whatever the fleet's callers have the right to")
-	cmd.Flags().StringVar(&policy, "policy", "", "file with the policy of the node")
-	cmd.Flags().StringArrayVar(&labelWords, "label", nil, "label for the node as `KEY=VALUE`; can be repeated")
+	cmd.Flags().BoolVar(&f.allowAll, "allow-all", false, "the node allows whatever the fleet's callers have the right to")
+	cmd.Flags().StringVar(&f.policy, "policy", "", "file with the policy of the node")
+	cmd.Flags().StringArrayVar(&f.labels, "label", nil, "label for the node as `KEY=VALUE`; can be repeated")
 	cmd.Flags().StringVar(&o.Dir, "state", p.stateDir("fleet"), "folder of the fleet, as given to 'muster init'")
 	setting(cmd.Flags(), "state", "broker.state")
 	return cmd
+}
+
+// inviteFlags say what a node is invited with.
+type inviteFlags struct {
+	allowAll bool
+	policy   string // a file
+	labels   []string
+}
+
+// complete puts labels and the policy into an invitation.
+func (f *inviteFlags) complete(cmd *cobra.Command, o *app.InviteOptions) error {
+	set, remove, err := labels(f.labels)
+	if err != nil || len(remove) > 0 {
+		return usagef(cmd, "--label takes KEY=VALUE")
+	}
+	o.Labels = set
+	switch {
+	case f.allowAll && f.policy != "":
+		return usagef(cmd, "--allow-all and --policy exclude each other")
+	case f.allowAll:
+		o.Policy = allowAllPolicy
+	case f.policy != "":
+		b, err := os.ReadFile(f.policy)
+		if err != nil {
+			return fmt.Errorf("read the policy: %w", err)
+		}
+		o.Policy = string(b)
+	}
+	return nil
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"maps"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -14,8 +13,7 @@ import (
 
 func (p *program) runCommand() *cobra.Command {
 	var f sendFlags
-	var script, dir, user string
-	var env []string
+	var r runFlags
 	cmd := &cobra.Command{
 		Use:   "run -t SELECTOR -- CMD [ARGS...]",
 		Short: "Run a program on nodes and see its output",
@@ -44,47 +42,68 @@ printed instead.`,
 			if err := f.check(cmd); err != nil {
 				return err
 			}
-			input := map[string]any{}
-			switch {
-			case script != "" && len(args) > 0:
-				return usagef(cmd, "--shell SCRIPT and a program exclude each other")
-			case script != "":
-				input["shell"] = script
-			case len(args) > 0:
-				input["argv"] = args
-			default:
-				return usagef(cmd, "which program? expected -- CMD [ARGS...] or --shell SCRIPT")
-			}
-			if dir != "" {
-				input["dir"] = dir
-			}
-			if user != "" {
-				input["user"] = user
-			}
-			if vars, err := variables(cmd, env); err != nil {
+			input, err := r.input(cmd, args)
+			if err != nil {
 				return err
-			} else if len(vars) > 0 {
-				input["env"] = maps.Clone(vars)
 			}
 			return p.with(cmd.Context(), func(ctx context.Context, c SDK) error {
 				s := &sending{p: p, c: c, f: &f, wait: true, live: true}
 				return s.send(ctx, "shell.run", func(cat *catalogue) (json.RawMessage, error) {
-					b, err := json.Marshal(input)
-					if err != nil {
-						return nil, fmt.Errorf("encode input: %w", err)
-					}
-					return b, usage(cat.registry.ValidateInput(muster.Method("shell.run"), b))
+					return input, usage(cat.registry.ValidateInput(muster.Method("shell.run"), input))
 				})
 			})
 		},
 	}
 	f.add(p, cmd)
-	fs := cmd.Flags()
-	fs.StringVar(&script, "shell", "", "script for /bin/sh, in place of a program")
-	fs.StringVar(&dir, "dir", "", "folder to run in")
-	fs.StringVar(&user, "user", "", "user to run as")
-	fs.StringArrayVar(&env, "env", nil, "variable as `NAME=VALUE`; can be repeated; the broker stores it, so it is no place for secrets")
+	r.add(cmd)
 	return cmd
+}
+
+// runFlags say what to run, and as whom.
+type runFlags struct {
+	script, dir, user string
+	env               []string
+}
+
+func (r *runFlags) add(cmd *cobra.Command) {
+	fs := cmd.Flags()
+	fs.StringVar(&r.script, "shell", "", "script for /bin/sh, in place of a program")
+	fs.StringVar(&r.dir, "dir", "", "folder to run in")
+	fs.StringVar(&r.user, "user", "", "user to run as")
+	fs.StringArrayVar(&r.env, "env", nil, "variable as `NAME=VALUE`; can be repeated; the broker stores it, so it is no place for secrets")
+}
+
+// input is that of shell.run.
+func (r *runFlags) input(cmd *cobra.Command, args []string) (json.RawMessage, error) {
+	input := map[string]any{}
+	switch {
+	case r.script != "" && len(args) > 0:
+		return nil, usagef(cmd, "--shell SCRIPT and a program exclude each other")
+	case r.script != "":
+		input["shell"] = r.script
+	case len(args) > 0:
+		input["argv"] = args
+	default:
+		return nil, usagef(cmd, "which program? expected -- CMD [ARGS...] or --shell SCRIPT")
+	}
+	if r.dir != "" {
+		input["dir"] = r.dir
+	}
+	if r.user != "" {
+		input["user"] = r.user
+	}
+	vars, err := variables(cmd, r.env)
+	if err != nil {
+		return nil, err
+	}
+	if len(vars) > 0 {
+		input["env"] = vars
+	}
+	b, err := json.Marshal(input)
+	if err != nil {
+		return nil, fmt.Errorf("encode input: %w", err)
+	}
+	return b, nil
 }
 
 func variables(cmd *cobra.Command, words []string) (map[string]string, error) {
