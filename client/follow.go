@@ -17,8 +17,19 @@ import (
 // them are final. Output comes before the final state that it belongs to.
 // While the broker is away it waits, says so, and goes on where it was.
 func (c *Client) Follow(ctx context.Context, id muster.CommandID, handle func(Update) error) error {
-	f := &follower{handle: handle, streams: make(map[streamKey]*streamState), final: make(map[muster.Key]bool), told: make(map[muster.Key]int)}
-	f.link.tell = func(l Link) error { return handle(Update{Link: &l}) }
+	return c.followWith(ctx, id, &follower{handle: handle})
+}
+
+// FollowStates is Follow for whoever has no use for output, or reads it with
+// Output in the end: no output is asked for, nor waited for, and no update is a
+// Chunk.
+func (c *Client) FollowStates(ctx context.Context, id muster.CommandID, handle func(Update) error) error {
+	return c.followWith(ctx, id, &follower{handle: handle, statesOnly: true})
+}
+
+func (c *Client) followWith(ctx context.Context, id muster.CommandID, f *follower) error {
+	f.streams, f.final, f.told = make(map[streamKey]*streamState), make(map[muster.Key]bool), make(map[muster.Key]int)
+	f.link.tell = func(l Link) error { return f.handle(Update{Link: &l}) }
 	err := f.link.again(ctx, c, func(conn *bus.Conn) error { return f.follow(ctx, conn, id) })
 	if errors.Is(err, errFinished) {
 		return nil
@@ -50,6 +61,8 @@ type follower struct {
 	read    bool                // the history, up to now
 	latest  time.Time           // of the output, by the broker's clock
 	link    linkWatch
+
+	statesOnly bool // no output is read
 }
 
 var errFinished = errors.New("all commands are final")
@@ -71,10 +84,11 @@ func (f *follower) follow(ctx context.Context, conn *bus.Conn, id muster.Command
 		st.heard = time.Now() // what came meanwhile has yet to be read
 	}
 	subjects, any := conn.Subjects(), muster.Key{ID: id, Node: ">"}
-	return f.link.follow(ctx, conn, []reading{
-		{bus.Query{Stream: bus.StreamHistory, Filters: []string{subjects.Sent(id), subjects.Report(any)}}, f.report},
-		{bus.Query{Stream: bus.StreamOutput, Filters: []string{subjects.Output(any, "*")}, Since: f.latest}, f.output},
-	}, f.expire)
+	readings := []reading{{bus.Query{Stream: bus.StreamHistory, Filters: []string{subjects.Sent(id), subjects.Report(any)}}, f.report}}
+	if !f.statesOnly {
+		readings = append(readings, reading{bus.Query{Stream: bus.StreamOutput, Filters: []string{subjects.Output(any, "*")}, Since: f.latest}, f.output})
+	}
+	return f.link.follow(ctx, conn, readings, f.expire)
 }
 
 // report takes a message of the history.
@@ -167,7 +181,7 @@ func (f *follower) expire(now time.Time) error {
 // complete hands on what a report carries inline, and reports whether all
 // output of the last attempt was handed on.
 func (f *follower) complete(s *Status, now time.Time) (bool, error) {
-	if s.Result == nil {
+	if s.Result == nil || f.statesOnly {
 		return true, nil
 	}
 	done := true

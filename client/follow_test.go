@@ -2,6 +2,7 @@ package client
 
 import (
 	"errors"
+	"slices"
 	"testing"
 	"time"
 
@@ -42,5 +43,24 @@ func TestFollowReadsAllBatches(t *testing.T) {
 	}
 	if err := f.report(report("b", 0)); !errors.Is(err, errFinished) {
 		t.Errorf("at the end: %v", err)
+	}
+}
+
+// Who follows the states alone is told of an end at once, whatever output there is.
+func TestFollowStatesNeedsNoOutput(t *testing.T) {
+	now := time.Now().UTC()
+	var told []muster.State
+	f := &follower{statesOnly: true, ledger: newLedger(testSubjects), final: map[muster.Key]bool{}, told: map[muster.Key]int{},
+		handle: func(u Update) error {
+			told = append(told, u.Status.State)
+			return nil
+		}}
+	r := muster.Report{ID: "x", Node: "a", Method: "echo", IssuedAt: now, Deadline: now.Add(time.Hour), Seq: 1,
+		History: []muster.Transition{{State: muster.Done, Time: now}}, Result: &muster.Result{Stdout: muster.Output{Size: 1 << 20}}}
+	if err := f.report(stored(t, testSubjects.Report(r.Key()), r)); !errors.Is(err, errFinished) {
+		t.Errorf("got %v", err)
+	}
+	if !slices.Equal(told, []muster.State{muster.Done}) {
+		t.Errorf("told %q", told)
 	}
 }

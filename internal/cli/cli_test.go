@@ -107,6 +107,12 @@ func (f *fakeSDK) Follow(ctx context.Context, id muster.CommandID, handle func(c
 	return ctx.Err()
 }
 
+func (f *fakeSDK) FollowStates(ctx context.Context, id muster.CommandID, handle func(client.Update) error) error {
+	states := *f
+	states.chunks = nil
+	return states.Follow(ctx, id, handle)
+}
+
 type fakeBackend struct {
 	application
 	sdk SDK

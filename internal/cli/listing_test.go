@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"io"
+	"slices"
 	"strings"
 	"testing"
 
@@ -66,6 +67,45 @@ func TestNoCommandsIsAnEmptyDocument(t *testing.T) {
 		p := &program{stdout: &out, format: format}
 		if err := p.outcomes(t.Context(), nil, nil); err != nil || out.String() != want {
 			t.Errorf("%s: got %q (%v), want %q", format, out.String(), err, want)
+		}
+	}
+}
+
+// counting counts how often output is fetched.
+type counting struct {
+	*writing
+	streamed bool // while it was written
+	fetched  []string
+}
+
+func (f *counting) Follow(ctx context.Context, id muster.CommandID, handle func(client.Update) error) error {
+	f.streamed = true
+	return f.writing.Follow(ctx, id, handle)
+}
+
+func (f *counting) Output(ctx context.Context, s client.Status, stream string, w io.Writer) error {
+	f.fetched = append(f.fetched, string(s.Node)+" "+stream)
+	return f.writing.Output(ctx, s, stream, w)
+}
+
+// Output may be large: it is fetched once for a document, and not while the
+// command is followed. Where none is printed, none is fetched.
+func TestOutputIsFetchedOnce(t *testing.T) {
+	both := []string{"a stdout", "bb stdout"}
+	for _, test := range []struct {
+		args string
+		want []string
+	}{
+		{"run -t all -o json -- x", both},
+		{"run -t all -o jsonl -- x", both},
+		{"run -t all -o yaml -- x", both},
+		{"send shell.run -t all --wait -o json -- x", both},
+		{"send shell.run -t all --wait -- x", nil},
+	} {
+		f := &counting{writing: withOutput("one", "two")}
+		code, _, errs := tryWith(t.Context(), f, strings.Fields(test.args)...)
+		if code != ExitOK || f.streamed || !slices.Equal(f.fetched, test.want) {
+			t.Errorf("%s: exit code %d, streamed is %t, fetched %q, %q", test.args, code, f.streamed, f.fetched, errs)
 		}
 	}
 }

@@ -19,6 +19,7 @@ type SDK interface {
 	CountWaiting(ctx context.Context, nodes []client.Node) error
 	Send(ctx context.Context, r client.Request) (client.Receipt, error)
 	Follow(ctx context.Context, id muster.CommandID, handle func(client.Update) error) error
+	FollowStates(ctx context.Context, id muster.CommandID, handle func(client.Update) error) error
 	History(ctx context.Context, q client.HistoryQuery) ([]client.Status, error)
 	Command(ctx context.Context, key muster.Key) ([]client.Status, error)
 	Output(ctx context.Context, s client.Status, stream string, w io.Writer) error

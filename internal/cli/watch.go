@@ -111,7 +111,11 @@ func (w *watch) until(ctx context.Context, nodes []muster.NodeName) error {
 	wg.Go(func() { w.lookAround(looking, nodes) })
 	defer wg.Wait()
 	defer stop()
-	err := w.c.Follow(ctx, w.id, func(u client.Update) error {
+	follow := w.c.Follow
+	if !w.live { // output that is printed at all is read in the end, once
+		follow = w.c.FollowStates
+	}
+	err := follow(ctx, w.id, func(u client.Update) error {
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		if err := w.update(ctx, u); err != nil {

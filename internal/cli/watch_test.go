@@ -26,6 +26,10 @@ func (f *leaving) Follow(ctx context.Context, id muster.CommandID, handle func(c
 	return f.fakeSDK.Follow(ctx, id, handle)
 }
 
+func (f *leaving) FollowStates(ctx context.Context, id muster.CommandID, handle func(client.Update) error) error {
+	return f.Follow(ctx, id, handle) // without chunks
+}
+
 const awayLines = "; nodes go on with what they have, and this goes on when it is back; Ctrl-C ends only the watching of S1\n" +
 	"broker back after 1m; nothing was missed\n"
 
