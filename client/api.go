@@ -61,10 +61,11 @@ const DefaultLifetime = 7 * 24 * time.Hour
 // or, when Outbox is set, in this machine's outbox.
 type Receipt struct {
 	ID       muster.CommandID  `json:"id"`
-	Nodes    []muster.NodeName `json:"nodes"`             // accepted
-	Refused  []Refusal         `json:"refused,omitempty"` // by the broker
-	Outbox   bool              `json:"outbox,omitempty"`  // the broker was away; sent when it is back
-	Deadline time.Time         `json:"deadline"`
+	Nodes    []muster.NodeName `json:"nodes"`              // accepted
+	Refused  []Refusal         `json:"refused,omitempty"`  // by the broker
+	Outbox   bool              `json:"outbox,omitempty"`   // the broker was away; sent when it is back
+	Repeated bool              `json:"repeated,omitempty"` // the outbox had the send already: nothing was added
+	Deadline time.Time         `json:"deadline"`           // of the earlier one, if this is a repetition in the outbox
 }
 
 // A Refusal is a command that was not accepted.

@@ -104,5 +104,20 @@ func TestFailedSendIsNotKept(t *testing.T) {
 		if all, err := c.Outbox(); err != nil || len(all) != 1 {
 			t.Errorf("%+v, %v", all, err)
 		}
+		entry.waited = true // as a repetition of what was accepted before
+		entry.name = onlyName(t, c.outbox)
+		if _, kept, err := c.flushThrough(t.Context(), entry); !kept || muster.KindOf(err) != muster.Denied {
+			t.Errorf("a repetition: kept %v, %v", kept, err)
+		}
+		onlyName(t, c.outbox)
 	})
+}
+
+func onlyName(t *testing.T, o *outbox) string {
+	t.Helper()
+	names, err := o.list(outboxSuffix)
+	if err != nil || len(names) != 1 {
+		t.Fatalf("%q are in the outbox, %v", names, err)
+	}
+	return names[0]
 }

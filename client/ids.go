@@ -4,7 +4,9 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/musterfleet/muster"
 	"github.com/musterfleet/muster/internal/bus"
@@ -68,20 +70,36 @@ func (s sent) mayFollow(earlier sent) error {
 		WithHint("choose another --id, or none; 'muster command show %s' shows what has this one", s.ID)
 }
 
-// mayWait returns why a send must not be added to the outbox, or nil: one that
-// waits there has its id.
-func (o *outbox) mayWait(b batch, names []string) error {
+// waiting returns the send of the outbox that a send repeats, if there is one, or
+// why the send must not be added: one that waits there has its id, and asks for
+// something else. A repetition adds nothing, unless it has further nodes, the
+// deadline has passed, or the first sender is still at work: it takes back what
+// fails for good.
+func (o *outbox) waiting(b batch, names []string) (*entry, error) {
 	if !b.Chosen {
-		return nil
+		return nil, nil
 	}
+	var found *entry
 	for _, name := range names {
+		if !strings.HasSuffix(name, "-"+string(b.Sent.ID)+outboxSuffix) {
+			continue
+		}
 		earlier, err := o.read(name)
 		if err != nil || earlier.Sent.ID != b.Sent.ID {
 			continue // whoever publishes says what cannot be read
 		}
 		if err := b.Sent.mayFollow(earlier.Sent); err != nil {
-			return err
+			return nil, muster.Errorf(muster.Conflict, "%w", err).WithHint("choose another --id, or none; 'muster outbox ls' shows what waits with this one")
+		}
+		if found == nil && b.Sent.repeats(earlier.Sent) && o.left(name) {
+			found = &entry{name: name, deadline: earlier.Sent.Deadline, waited: true, release: func() {}}
 		}
 	}
-	return nil
+	return found, nil
+}
+
+// repeats says whether an earlier send with the same content, which is not over,
+// is for all nodes of this one.
+func (s sent) repeats(earlier sent) bool {
+	return s.IssuedAt.Before(earlier.Deadline) && !slices.ContainsFunc(s.Nodes, func(n muster.NodeName) bool { return !slices.Contains(earlier.Nodes, n) })
 }

@@ -42,39 +42,68 @@ const (
 	addLock     = ".add.lock"
 )
 
-// add makes a send durable and returns the name of its file.
-func (o *outbox) add(ctx context.Context, b batch) (name string, err error) {
+// An entry is what a sender has in the outbox.
+type entry struct {
+	name     string // of its file
+	deadline time.Time
+	waited   bool   // it was there: an earlier sender was told that it is kept
+	release  func() // at the end of the sender's work
+}
+
+// add makes a send durable. One that repeats what waits already adds nothing.
+func (o *outbox) add(ctx context.Context, b batch) (*entry, error) {
 	data, err := json.Marshal(b)
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	unlock, err := o.lock(ctx, addLock)
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	defer unlock()
 	names, err := o.list(outboxSuffix)
 	if err != nil {
-		return "", err
+		return nil, err
 	}
-	if err := o.mayWait(b, names); err != nil {
-		return "", err
+	if e, err := o.waiting(b, names); e != nil || err != nil {
+		return e, err
 	}
 	aside, err := o.list(unreadableSuffix)
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	next := max(highest(names), highest(aside)) + 1 // what is set aside keeps its name for itself
-	name = fmt.Sprintf("%020d-%s%s", next, b.Sent.ID, outboxSuffix)
-	if err := writeDurably(o.dir, name, data); err != nil {
-		return "", muster.Errorf(muster.Unavailable, "write to the outbox: %w", err).WithHint("is the disk full? nothing was sent")
+	e := &entry{name: fmt.Sprintf("%020d-%s%s", next, b.Sent.ID, outboxSuffix), deadline: b.Sent.Deadline, release: func() {}}
+	if err := writeDurably(o.dir, e.name, data); err != nil {
+		return nil, muster.Errorf(muster.Unavailable, "write to the outbox: %w", err).WithHint("is the disk full? nothing was sent")
 	}
-	return name, nil
+	if !b.Chosen {
+		return e, nil // nobody else can have its id
+	}
+	if e.release, err = hold(filepath.Join(o.dir, e.name)); err != nil {
+		return nil, errors.Join(muster.Errorf(muster.Unavailable, "lock what is in the outbox: %w; nothing was sent", err), o.remove(e.name))
+	}
+	return e, nil
 }
 
 // unfinished is the file of a send while it is written, by one sender at a time. One
 // that was killed leaves it to the next.
 const unfinished = ".tmp"
+
+// left says whether nobody is at work on a send any more who added it, so that it
+// stays until it is published.
+func (o *outbox) left(name string) bool {
+	release, err := hold(filepath.Join(o.dir, name))
+	if err != nil {
+		return false
+	}
+	release()
+	return true
+}
+
+// withdraw takes a send out of the outbox whose sender is told an error. One that
+// was kept for an earlier sender stays.
+func (o *outbox) withdraw(e *entry) (kept bool) { return e.waited || o.remove(e.name) != nil }
 
 // writeDurably makes a file appear as a whole or not at all. The caller has the
 // lock of who adds.
@@ -173,9 +202,9 @@ func (o *outbox) setAside(name string, cause error) error {
 }
 
 // takenBack returns why another sender set a send aside, or nil if it did not. It
-// is no longer kept then, since its own sender is told.
-func (o *outbox) takenBack(name string) error {
-	path := filepath.Join(o.dir, name+unreadableSuffix)
+// is no longer kept then, if its own sender is told.
+func (o *outbox) takenBack(e *entry) error {
+	path := filepath.Join(o.dir, e.name+unreadableSuffix)
 	data, err := os.ReadFile(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -185,8 +214,10 @@ func (o *outbox) takenBack(name string) error {
 	case !json.Valid(data):
 		return muster.Errorf(muster.Corrupt, "the send cannot be read, and is set aside as %s", path)
 	}
-	if err := os.Remove(path); err != nil {
-		return muster.Errorf(muster.Unavailable, "write to the outbox: %w", err)
+	if !e.waited {
+		if err := os.Remove(path); err != nil {
+			return muster.Errorf(muster.Unavailable, "write to the outbox: %w", err)
+		}
 	}
 	return muster.Errorf(muster.Conflict, "%w by another send; nothing was sent", errTaken).WithHint("choose another --id, or none")
 }
@@ -194,11 +225,11 @@ func (o *outbox) takenBack(name string) error {
 func (o *outbox) remove(name string) error { return os.Remove(filepath.Join(o.dir, name)) }
 
 // flushThrough publishes the sends of the outbox, oldest first, up to and with
-// the named one, and returns what the broker refused of that. When it fails for
-// good before anything of that one was given to the broker, the send is taken
+// that of the entry, and returns what the broker refused of that. When it fails
+// for good before anything of that one was given to the broker, the send is taken
 // out of the outbox again, and kept is false: what is an error for its sender
-// must not be executed later.
-func (c *Client) flushThrough(ctx context.Context, last string) (refused []Refusal, kept bool, err error) {
+// must not be executed later. It stays if an earlier sender relies on it.
+func (c *Client) flushThrough(ctx context.Context, e *entry) (refused []Refusal, kept bool, err error) {
 	unlock, err := c.outbox.lock(ctx, publishLock)
 	if err != nil {
 		return nil, true, err
@@ -208,31 +239,43 @@ func (c *Client) flushThrough(ctx context.Context, last string) (refused []Refus
 	if err != nil {
 		return nil, true, err
 	}
-	if !slices.Contains(names, last) { // another sender was faster; what was refused is in the history
-		err := c.outbox.takenBack(last)
+	at := slices.Index(names, e.name)
+	if at < 0 { // another sender was faster; what was refused is in the history
+		err := c.outbox.takenBack(e)
 		return nil, err == nil, err
 	}
-	for _, name := range names {
-		refused, begun, err := c.flushOne(ctx, name)
-		switch {
-		case name == last && (err == nil || begun):
-			return refused, true, err
-		case err == nil:
-		case errors.Is(err, errTaken) && name != last:
-			c.log.Error("some of what was sent before is not sent", "err", c.outbox.setAside(name, err))
-		case muster.KindOf(err) == muster.Corrupt && name != last:
-			c.log.Error("some of what was sent before is not sent", "err", err)
-		case ctx.Err() == nil && !temporary(err):
-			if name != last {
-				err = muster.Errorf(muster.KindOf(err), "what was sent before waits in the outbox and cannot be sent: %w", err).
-					WithHint("see 'muster outbox ls'; nothing was sent now")
+	for _, name := range names[:at] {
+		if err := c.flushEarlier(ctx, name); err != nil {
+			if ctx.Err() != nil || temporary(err) {
+				return nil, true, err
 			}
-			return nil, c.outbox.remove(last) != nil, err
-		default:
-			return nil, true, err
+			err = muster.Errorf(muster.KindOf(err), "what was sent before waits in the outbox and cannot be sent: %w", err).
+				WithHint("see 'muster outbox ls'; nothing was sent now")
+			return nil, c.outbox.withdraw(e), err
 		}
 	}
-	return nil, true, nil
+	refused, begun, err := c.flushOne(ctx, e.name)
+	switch {
+	case err == nil || begun || ctx.Err() != nil || temporary(err):
+		return refused, true, err
+	case e.waited && errors.Is(err, errTaken): // as flushEarlier does, but here is somebody to be told
+		return nil, false, c.outbox.setAside(e.name, err)
+	}
+	return nil, c.outbox.withdraw(e), err
+}
+
+// flushEarlier publishes what another sender left. What can never be sent is set
+// aside, and holds up nothing.
+func (c *Client) flushEarlier(ctx context.Context, name string) error {
+	_, _, err := c.flushOne(ctx, name)
+	switch {
+	case errors.Is(err, errTaken):
+		err = c.outbox.setAside(name, err)
+	case muster.KindOf(err) != muster.Corrupt:
+		return err
+	}
+	c.log.Error("some of what was sent before is not sent", "err", err)
+	return nil
 }
 
 // temporary says whether a send that failed so may be stored when it is tried

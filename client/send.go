@@ -68,22 +68,28 @@ func (c *Client) Send(ctx context.Context, r Request) (Receipt, error) {
 		refused, _, err := c.publish(ctx, b)
 		return receipt.less(refused), err
 	}
-	entry, err := c.outbox.add(ctx, b)
+	e, err := c.outbox.add(ctx, b)
 	if err != nil {
 		return Receipt{}, err
 	}
-	refused, kept, err := c.flushThrough(ctx, entry)
+	defer e.release()
+	receipt.Deadline = e.deadline
+	keeps := "the outbox keeps the send"
+	if e.waited {
+		keeps = "the outbox keeps the send since before, and nothing was added"
+	}
+	refused, kept, err := c.flushThrough(ctx, e)
 	switch kind := muster.KindOf(err); {
 	case err == nil || !kept:
 	case kind == muster.Unavailable || kind == muster.Interrupted || ctx.Err() != nil:
 		c.log.Debug("broker is away; the outbox keeps the send", "err", err)
-		receipt.Outbox = true
+		receipt.Outbox, receipt.Repeated = true, e.waited
 		return receipt, nil
 	case kind == muster.Full:
-		err = muster.Errorf(kind, "%w; the outbox keeps the send", err).
+		err = muster.Errorf(kind, "%w; %s", err, keeps).
 			WithHint("free disk space on the broker's machine; the next send, or 'muster outbox flush', sends this one first")
 	default:
-		err = muster.Errorf(kind, "%w; the outbox keeps the send", err).
+		err = muster.Errorf(kind, "%w; %s", err, keeps).
 			WithHint("some of it may be sent; the next send, or 'muster outbox flush', goes on with it")
 	}
 	return receipt.less(refused), err

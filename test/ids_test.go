@@ -93,6 +93,40 @@ func TestChosenIDInTheOutbox(t *testing.T) {
 	})
 }
 
+// What is sent again while the broker is away waits once, and runs once.
+func TestRepeatedSendWaitsOnce(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		w := newWorld(t)
+		p, p2 := &probe{name: "test.probe"}, &probe{name: "test.probe"}
+		w.node("n1", p)
+		w.node("n2", p2)
+		time.Sleep(time.Second)
+		w.stopBroker()
+		for i, nodes := range [][]muster.NodeName{{"n1"}, {"n1"}, {"n1", "n2"}, {"n2"}, {"n1", "n2"}} {
+			r, err := w.sendAs("same", "a", nodes...)
+			if wantAgain := i != 0 && i != 2; err != nil || !r.Outbox || r.Repeated != wantAgain || !slices.Equal(r.Nodes, nodes) {
+				t.Errorf("send %d: %+v, %v", i, r, err)
+			}
+			time.Sleep(time.Minute)
+		}
+		if all, err := w.client.Outbox(); len(all) != 2 || err != nil {
+			t.Errorf("%+v are in the outbox, %v", all, err)
+		}
+		w.startBroker()
+		time.Sleep(time.Minute)
+		if r, err := w.sendAs("same", "a", "n1"); err != nil || r.Outbox || r.Repeated {
+			t.Errorf("the broker is back: %+v, %v", r, err)
+		}
+		if n, err := w.client.FlushOutbox(t.Context()); n > 1 || err != nil {
+			t.Errorf("flush: %d, %v", n, err)
+		}
+		time.Sleep(time.Second)
+		if got := append(p.runs(), p2.runs()...); !slices.Equal(got, []string{"a", "a"}) {
+			t.Errorf("ran %v", got)
+		}
+	})
+}
+
 // A node sets another command under a known id aside, with a reason, and what
 // is said of the first stays true.
 func TestConflictOnTheNode(t *testing.T) {

@@ -222,6 +222,24 @@ func TestRunOutput(t *testing.T) {
 	}
 }
 
+// repeated is a broker that is away, and an outbox that has the send already.
+type repeated struct{ fakeSDK }
+
+func (f *repeated) Send(context.Context, client.Request) (client.Receipt, error) {
+	return client.Receipt{ID: "S1", Nodes: []muster.NodeName{"a"}, Outbox: true, Repeated: true, Deadline: noon.Add(time.Hour)}, nil
+}
+
+func TestARepetitionInTheOutboxIsSaid(t *testing.T) {
+	f := &repeated{fakeSDK{nodes: two(true)}}
+	code, out, errs := tryWith(t.Context(), f, "send", "echo", "hello", "-t", "a", "--id", "S1")
+	if code != ExitOK || out != "S1\n" || !strings.Contains(errs, "has this send already: nothing was added, and its deadline is "+stamp(noon.Add(time.Hour))+" (in 1h)") {
+		t.Errorf("got exit code %d, %q and %q", code, out, errs)
+	}
+	if _, out, _ := tryWith(t.Context(), f, "send", "echo", "hello", "-t", "a", "--id", "S1", "-o", "jsonl"); !strings.Contains(out, `"repeated":true`) {
+		t.Errorf("got %s", out)
+	}
+}
+
 func TestRollingStops(t *testing.T) {
 	f := &fakeSDK{nodes: two(true), outcome: map[muster.NodeName]client.Status{"a": endedAs(muster.Failure, 1, ""), "bb": endedAs(muster.Done, 0, "")}}
 	code, _, errs := try(t.Context(), f, "run", "-t", "all", "--batch", "1", "--", "x")

@@ -253,7 +253,11 @@ func (s *sending) store(ctx context.Context, r client.Request) (client.Receipt, 
 	for _, refusal := range receipt.Refused {
 		s.p.say("%s %s: not sent: %s", s.p.errTerm.paint(red, "error:"), refusal.Node, clean(refusal.Error.Message))
 	}
-	if receipt.Outbox {
+	switch {
+	case receipt.Repeated:
+		s.p.say("the broker is away; the outbox of this machine has this send already: nothing was added, and its deadline is %s (%s)",
+			stamp(receipt.Deadline), ago(s.p.now(), receipt.Deadline))
+	case receipt.Outbox:
 		s.p.say("the broker is away: the outbox of this machine keeps it for %s; the next send, or 'muster outbox flush', sends it when the broker is back",
 			plural(len(receipt.Nodes), "node"))
 	}
