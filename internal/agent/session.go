@@ -21,16 +21,14 @@ import (
 // sessions dials again and again until ctx ends.
 func (a *Agent) sessions(ctx context.Context) {
 	said := ""
-	for attempt := 0; ctx.Err() == nil; attempt++ {
+	for attempt := 0; ctx.Err() == nil; {
 		began := time.Now()
 		err := a.session(ctx)
 		if ctx.Err() != nil {
 			return
 		}
-		if time.Since(began) > time.Minute {
-			attempt = 0
-		}
-		wait := reconnectDelay(attempt)
+		var wait time.Duration
+		attempt, wait = afterSession(err, attempt, time.Since(began))
 		level := slog.LevelWarn
 		if err.Error() == said { // a broker may be away for months
 			level = slog.LevelDebug
@@ -40,10 +38,23 @@ func (a *Agent) sessions(ctx context.Context) {
 		select {
 		case <-time.After(wait):
 		case <-a.o.Redial:
-			attempt = -1
+			attempt = 0
 		case <-ctx.Done():
 		}
 	}
+}
+
+// afterSession returns the number of the next attempt, and how long to wait for it,
+// when one ended with err after it lasted for a while. An operator who has changed
+// the broker's address is waiting, and knows that one is there.
+func afterSession(err error, attempt int, lasted time.Duration) (next int, wait time.Duration) {
+	if errors.Is(err, errRedial) {
+		return 0, 0
+	}
+	if lasted > time.Minute {
+		attempt = 0
+	}
+	return attempt + 1, reconnectDelay(attempt)
 }
 
 // reconnectDelay grows to half a minute and is spread, so that a fleet does
