@@ -24,8 +24,8 @@ its start does not fit the call's time), refused, or no answer.
 
 At the prompt, 'run CMD', 'query METHOD' and others do something on the members;
 'help' lists them. The lease is renewed in the background, at half of its time. Ctrl-D,
-Ctrl-C at the prompt, and SIGTERM let go. If this program dies, the machines are free
-when the lease ends. Ctrl-C during a command stops waiting for answers.
+Ctrl-C twice at the prompt, and SIGTERM let go. If this program dies, the machines are
+free when the lease ends. Ctrl-C during a command stops waiting for answers.
 
 The session is also of use to 'muster order run', 'query', 'renew' and 'release' of
 the same user on this machine.
@@ -253,13 +253,15 @@ func (s *session) welcome(ctx context.Context) {
 // maxShown is how many names are listed where a table was not asked for.
 const maxShown = 20
 
-const sessionHelp = `  run CMD [ARGS..]         run a program on all members
-  sh SCRIPT                run a script with /bin/sh, up to the end of the line
-  on SELECTOR run|sh|query ..   the same on some of them
-  query METHOD [ARGS..]    ask, or repair:
-%s  members                  who joined, who did not and why, and until when
-  renew                    extend the lease now
-  release                  let go and leave (Ctrl-D does, too)`
+const sessionHelp = `  run CMD [ARGS..]             run a program on all members
+  sh SCRIPT                    run a script with /bin/sh, all of the line
+  on SELECTOR run|sh|query ..  the same on some of them
+  query METHOD [ARGS..]        ask, or repair:
+%s  members                      who joined, who did not and why, and until when
+  renew                        extend the lease now
+  release                      let go and leave; Ctrl-D does, too
+  Ctrl-C                       stop waiting; twice, without a command: let go
+`
 
 // command carries out one line.
 func (s *session) command(ctx context.Context, line string, notices <-chan participant.Notice) error {
@@ -275,17 +277,17 @@ func (s *session) command(ctx context.Context, line string, notices <-chan parti
 	case "help", "?":
 		var forms strings.Builder
 		for _, q := range questions {
-			fmt.Fprintf(&forms, "      %-22s %s\n", q.method+" "+q.args, q.what)
+			fmt.Fprintf(&forms, "      %-24s %s\n", q.method+" "+q.args, q.what)
 		}
-		s.p.say(sessionHelp, forms.String())
+		fmt.Fprintf(s.p.stderr, sessionHelp, forms.String()) // and not said: that is for one line
 		return nil
 	case "members":
 		s.done(s.showMembers(ctx))
 		return nil
 	case "renew":
-		h, silent, err := s.o.Renew(ctx)
+		h, _, err := s.o.Renew(ctx)
 		if err == nil {
-			s.p.say("renewed until %s; %s did not hear it", clock(h.Until), machines(len(silent)))
+			s.p.say("renewed until %s", clock(h.Until)) // told warns of those who did not hear it
 		}
 		s.done(err)
 		return nil
@@ -325,7 +327,10 @@ func (s *session) question(line string, words []string, starts []int) (selector 
 	}
 	known := []string{"run", "sh", "query", "on", "members", "renew", "release", "help"}
 	e := usagef(nil, "%q is not understood; expected %s", line, strings.Join(known, ", "))
-	if near := nearest(words[0], known); near != "" {
+	e.hint = "'help' explains them; a program is run with 'run " + line + "'"
+	if slices.Contains(known, words[0]) {
+		e.hint = "'help' shows what has to follow"
+	} else if near := nearest(words[0], known); near != "" {
 		e.hint = "did you mean " + near + "?"
 	}
 	return "", q, e
@@ -340,7 +345,7 @@ func (s *session) ask(ctx context.Context, selector string, q question, notices 
 	if err != nil {
 		return err
 	}
-	a := &asking{p: s.p, q: q, selector: selector, within: s.within, quiet: true}
+	a := &asking{p: s.p, q: q, selector: selector, within: s.within, quiet: true, session: true}
 	type result struct {
 		all []memberAnswer
 		err error
@@ -480,7 +485,7 @@ func (p *program) guest(f *orderFlags) (*participant.Guest, error) {
 		return guest, nil
 	}
 	return nil, muster.Errorf(muster.NotFound, "no session of this operator is open on this machine").
-		WithHint("'muster order call' opens one; without it, leases end by themselves")
+		WithHint("'muster order call' opens one; the machines of one that died are free when its lease ends")
 }
 
 func (p *program) orderRenew(f *orderFlags) *cobra.Command {

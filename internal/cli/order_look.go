@@ -258,14 +258,32 @@ func (p *program) statusText(w io.Writer, s constellationStatus) error {
 	if err := t.write(w, p.outTerm); err != nil {
 		return err
 	}
-	for _, n := range s.Callers {
-		what := "holds no order"
-		if n.Order != "" {
-			what = "holds order " + n.shortOrder()
-		}
-		fmt.Fprintf(w, "operator %s %s\n", clean(n.label()), what)
+	for _, line := range operatorLines(s) {
+		fmt.Fprintln(w, line)
 	}
 	return nil
+}
+
+// operatorLines tell of the operators that call or hold machines. Others only look,
+// as whoever asks does; and the last word of one that has ended stays for a while.
+func operatorLines(s constellationStatus) (lines []string) {
+	for _, n := range s.Callers {
+		if n.Order == "" {
+			continue
+		}
+		what := "was last heard of in order " + n.shortOrder() + ", which none of these machines is in"
+		for _, a := range s.Agents {
+			switch {
+			case a.Order != n.Order:
+			case a.State == "order":
+				what = "holds order " + n.shortOrder()
+			case a.State == "call" && !strings.HasPrefix(what, "holds"):
+				what = "calls to order " + n.shortOrder()
+			}
+		}
+		lines = append(lines, "operator "+clean(n.label())+" "+what)
+	}
+	return lines
 }
 
 // A change is one line of 'order watch'.

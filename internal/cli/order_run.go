@@ -254,9 +254,14 @@ func (p *program) sayLocked(silent []participant.Who) {
 // called.
 func (p *program) sayAbsent(all []participant.Who) {
 	for _, w := range all {
-		if w.Code != order.NotSelected {
-			p.say("%s %s did not join: %s", p.errTerm.paint(yellow, "warning:"), clean(w.Label()), w.Code)
+		if w.Code == order.NotSelected {
+			continue
 		}
+		text := fmt.Sprintf("%s did not join: %s", clean(w.Label()), w.Code)
+		if w.Code == order.NoAnswer && w.Name == "" {
+			text += "; others heard it less than a minute ago, and its name is not known here"
+		}
+		p.say("%s %s", p.errTerm.paint(yellow, "warning:"), text)
 	}
 }
 
@@ -269,6 +274,7 @@ type asking struct {
 	within   time.Duration
 	out      string // folder for files
 	quiet    bool   // no progress
+	session  bool   // it is typed at the prompt
 	mute     bool   // no answers
 
 	answers map[order.NodeID]memberAnswer
@@ -397,7 +403,9 @@ func (s *asking) show(m memberAnswer) {
 }
 
 func (s *asking) progress() {
-	if s.quiet || !s.p.errTerm.is {
+	// The lines of a program that reads the answers, such as less, would stand
+	// behind it.
+	if s.quiet || !s.p.errTerm.is || !s.p.outTerm.is {
 		return
 	}
 	s.clear()
@@ -415,7 +423,11 @@ func (s *asking) clear() {
 // finish prints the summary and returns the exit code as an error.
 func (s *asking) finish(all []memberAnswer, own *participant.Holding) error {
 	if len(all) == 0 {
-		return muster.Errorf(muster.NothingFound, "no member matches %q", s.selector).WithHint("'muster order status' shows the members")
+		hint := "'muster order query status' shows the members"
+		if s.session {
+			hint = "'members' shows who there is"
+		}
+		return muster.Errorf(muster.NothingFound, "no member matches %q", s.selector).WithHint("%s", hint)
 	}
 	switch {
 	case s.p.format == "json" || s.p.format == "yaml":

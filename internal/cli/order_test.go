@@ -348,6 +348,150 @@ func TestUnseen(t *testing.T) {
 	}
 }
 
+func TestOperatorLines(t *testing.T) {
+	agent := func(state, id string) neighbour { return neighbour{Name: "a", State: state, Order: id} }
+	caller := func(name, id string) neighbour { return neighbour{Name: name, State: "caller", Order: id} }
+	const one, two = "111111111111aaaa", "222222222222bbbb"
+	for _, test := range []struct {
+		name    string
+		agents  []neighbour
+		callers []neighbour
+		want    string
+	}{
+		{"who only looks", []neighbour{agent("idle", "")}, []neighbour{caller("x", "")}, ""},
+		{"holds", []neighbour{agent("order", one), agent("call", one)}, []neighbour{caller("x", one)}, "operator x holds order 111111111111"},
+		{"calls", []neighbour{agent("call", one)}, []neighbour{caller("x", one)}, "operator x calls to order 111111111111"},
+		{"released before", []neighbour{agent("order", one)}, []neighbour{caller("x", one), caller("y", two)},
+			"operator x holds order 111111111111\noperator y was last heard of in order 222222222222, which none of these machines is in"},
+	} {
+		if got := strings.Join(operatorLines(constellationStatus{Agents: test.agents, Callers: test.callers}), "\n"); got != test.want {
+			t.Errorf("%s: got %q, want %q", test.name, got, test.want)
+		}
+	}
+}
+
+// Help is a table, which is not wrapped as one line of text.
+func TestSessionHelpStaysAsItIs(t *testing.T) {
+	var out strings.Builder
+	s := &session{p: &program{stderr: &out, errTerm: terminal{is: true, width: 80}}}
+	if err := s.command(t.Context(), "help", nil); err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(out.String()) {
+		if !strings.HasPrefix(line, "  ") || len(line) > 80 {
+			t.Errorf("%q", line)
+		}
+	}
+	if !strings.Contains(out.String(), "\n      get PATH ") {
+		t.Errorf("got:\n%s", out.String())
+	}
+}
+
+func TestWhatIsNotUnderstoodSaysWhatToType(t *testing.T) {
+	s := &session{}
+	for line, want := range map[string]string{
+		"uptime -p": "a program is run with 'run uptime -p'",
+		"rum x":     "did you mean run?",
+		"run":       "'help' shows what has to follow",
+	} {
+		words, starts, err := splitWords(line)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, _, err := s.question(line, words, starts); !strings.Contains(hintOf(err), want) {
+			t.Errorf("%s: the hint is %q, want %q", line, hintOf(err), want)
+		}
+	}
+}
+
+// Those who did not join are named, or it is said why they are not.
+func TestSayAbsent(t *testing.T) {
+	var out strings.Builder
+	p := &program{stderr: &out}
+	p.sayAbsent([]participant.Who{{Name: "a", Code: order.NoAnswer}, {Code: order.NoAnswer}, {Name: "b", Code: order.NotSelected}})
+	want := "warning: a did not join: no answer\n" +
+		"warning: 0000000000000000 did not join: no answer; others heard it less than a minute ago, and its name is not known here\n"
+	if out.String() != want {
+		t.Errorf("got %q, want %q", out.String(), want)
+	}
+}
+
+// What counts the answers would stand in front of the lines of less or grep.
+func TestAnswersAreCountedOnATerminalOnly(t *testing.T) {
+	for _, test := range []struct {
+		out, err bool
+		want     string
+	}{{true, true, "0/3 answered"}, {false, true, ""}, {true, false, ""}} {
+		var errs strings.Builder
+		s := &asking{p: &program{stderr: &errs, outTerm: terminal{is: test.out}, errTerm: terminal{is: test.err}}, members: 3}
+		if s.progress(); errs.String() != test.want {
+			t.Errorf("stdout a terminal: %t, stderr: %t: got %q, want %q", test.out, test.err, errs.String(), test.want)
+		}
+	}
+}
+
+// The prompt says whether a command runs, and leaves nothing behind.
+func TestThePromptSaysWhetherACommandRuns(t *testing.T) {
+	typed, keys := io.Pipe()
+	screen := &screen{changed: make(chan struct{}, 1)}
+	p := &prompt{program: &program{}, lines: make(chan string), interrupts: make(chan struct{}, 1), next: make(chan struct{}, 1),
+		done: make(chan struct{}), restore: func() {}, name: "order 123456> "}
+	go p.read(p.edit(typed, screen))
+	screen.await(t, "order 123456> ")
+	if _, err := keys.Write([]byte("run x\r")); err != nil {
+		t.Fatal(err)
+	}
+	if line := <-p.lines; line != "run x" {
+		t.Fatalf("got %q", line)
+	}
+	screen.await(t, "run x\r\n"+working)
+	p.ready()
+	screen.await(t, "\x1b[Korder 123456> ")
+	p.show("")
+	screen.await(t, "\x1b[K")
+	p.close()
+	_ = keys.Close()
+	for range p.lines { // the reader ends
+	}
+}
+
+// A screen keeps what is written to it.
+type screen struct {
+	mu      sync.Mutex
+	text    strings.Builder
+	changed chan struct{}
+}
+
+func (s *screen) Write(b []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.text.Write(b)
+	select {
+	case s.changed <- struct{}{}:
+	default:
+	}
+	return len(b), nil
+}
+
+// await waits until the screen ends with a text.
+func (s *screen) await(t *testing.T, end string) {
+	t.Helper()
+	timeout := time.After(time.Minute)
+	for {
+		s.mu.Lock()
+		text := s.text.String()
+		s.mu.Unlock()
+		if strings.HasSuffix(text, end) {
+			return
+		}
+		select {
+		case <-s.changed:
+		case <-timeout:
+			t.Fatalf("the screen has %q, and does not end with %q", text, end)
+		}
+	}
+}
+
 func TestFileNamesOfMachinesStayInTheFolder(t *testing.T) {
 	dir := t.TempDir()
 	for _, name := range []string{"..", ".", "../x", "/etc", "a\x00b"} {
@@ -362,8 +506,9 @@ func TestFileNamesOfMachinesStayInTheFolder(t *testing.T) {
 	}
 }
 
-func TestCtrlCAtThePromptLeavesAndDuringACommandStopsWaiting(t *testing.T) {
-	p := &prompt{interrupts: make(chan struct{}, 1), next: make(chan struct{}, 1)}
+func TestCtrlCTwiceAtThePromptLeavesAndDuringACommandStopsWaiting(t *testing.T) {
+	var said strings.Builder
+	p := &prompt{program: &program{stderr: &said}, interrupts: make(chan struct{}, 1), next: make(chan struct{}, 1)}
 	read := func() (string, error) {
 		b := make([]byte, 10)
 		n, err := (&keyboard{in: strings.NewReader("ab\x03"), interrupted: p.interrupt}).Read(b)
@@ -376,7 +521,10 @@ func TestCtrlCAtThePromptLeavesAndDuringACommandStopsWaiting(t *testing.T) {
 	if len(p.interrupts) != 0 {
 		t.Error("an interrupt that came too late is kept")
 	}
+	if got, err := read(); got != "ab\x15" || err != nil || len(p.interrupts) != 0 || said.String() != "Ctrl-C again lets go, and so does Ctrl-D\n" {
+		t.Errorf("at the prompt: %q, %v, %d interrupts, %q", got, err, len(p.interrupts), said.String())
+	}
 	if got, err := read(); err != io.EOF || len(p.interrupts) != 0 {
-		t.Errorf("at the prompt: %q, %v, %d interrupts", got, err, len(p.interrupts))
+		t.Errorf("again at the prompt: %q, %v, %d interrupts", got, err, len(p.interrupts))
 	}
 }

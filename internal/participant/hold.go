@@ -38,7 +38,7 @@ func (e *LostError) Error() string {
 	}
 	switch {
 	case e.Rival != order.OrderID{} && e.Held:
-		return "the machines are in order " + short(e.Rival) + holder
+		return "machines are in order " + short(e.Rival) + holder
 	case e.Rival != order.OrderID{}:
 		return "order " + short(e.Rival) + holder + " is called for at the same time"
 	case len(e.Absent) > 0 && e.all(order.NotSelected):
@@ -66,7 +66,7 @@ func (e *LostError) As(target any) bool {
 	kind, hint := muster.Unavailable, "'muster order neighbours' shows who is there"
 	switch {
 	case e.Rival != order.OrderID{} && e.Held:
-		kind, hint = muster.Conflict, "wait until it is released or its lease ends, or let --retry try again; --break-glass does not help against an order"
+		kind, hint = muster.Conflict, "'muster order status' shows which; --retry waits for them, -t leaves them out; --break-glass does not help against an order"
 	case e.Rival != order.OrderID{}:
 		kind, hint = muster.Conflict, "--retry tries again after a random pause; --break-glass goes before other calls, never before an order"
 	case len(e.Absent) > 0 && e.all(order.NotSelected):
