@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/url"
+	"strings"
 	"sync"
 	"time"
 
@@ -21,7 +22,8 @@ func (c *Client) Check(ctx context.Context) Health {
 	conn, _, err := c.connection(ctx)
 	if err != nil {
 		e := muster.AsError(muster.Unavailable, err)
-		h.add("broker", "fail", e.Hint, "%s", e.Message)
+		// Whoever reads this need not be told to look here.
+		h.add("broker", "fail", strings.TrimSuffix(e.Hint, " 'muster doctor' looks"), "%s", e.Message)
 		c.checkPorts(ctx, "", &h)
 		h.add("clock", "warn", "try again when the broker answers", "there is no clock to compare this machine's with")
 		return h

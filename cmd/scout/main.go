@@ -6,11 +6,13 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
+	"net"
 	"os"
 	"os/signal"
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -107,7 +109,7 @@ func serve(ctx context.Context, s settings) error {
 		network.Close()
 		return errors.Join(err, journal.Close())
 	}
-	l.print("scout " + version() + ": " + s.name + " (" + order.NodeID(id[:8]).String() + ") of constellation " + c.Key + " at " + network.LocalAddr())
+	l.print("scout " + version() + ": " + s.name + " (" + order.NodeID(id[:8]).String() + ") of constellation " + c.Key + " at " + net.JoinHostPort(s.listen, strconv.Itoa(network.Port())))
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var tidying sync.WaitGroup

@@ -5,8 +5,10 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
+	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -139,7 +141,7 @@ func (s *orders) prepare(c constellation.Constellation) error {
 		return heard
 	}
 	s.peers.occupied = func() bool { _, held := s.held(); return held }
-	log.Info("this node takes part in Orders", "constellation", c.Key, "id", order.NodeID(id[:8]), "at", network.LocalAddr())
+	log.Info("this node takes part in Orders", "constellation", c.Key, "id", order.NodeID(id[:8]), "at", net.JoinHostPort(s.o.Order.Listen, strconv.Itoa(network.Port())))
 	return nil
 }
 
