@@ -97,7 +97,7 @@ type auditFilter struct {
 func (f *auditFilter) check() error {
 	known := []string{"", string(aaa.Allowed), string(aaa.Denied), string(aaa.Unauthentic), string(aaa.Replayed)}
 	if !slices.Contains(known, f.decision) {
-		return usagef(nil, "--decision is %s, not %q", strings.Join(known[1:], ", "), f.decision)
+		return usagef(nil, "decision %q is unknown; expected %s", f.decision, strings.Join(known[1:], ", "))
 	}
 	return nil
 }
@@ -127,7 +127,7 @@ the table each has its input, as far as it is kept.`,
 				return err
 			}
 			if last < 1 || last > maxDecisions {
-				return usagef(cmd, "--last is 1 to %d", maxDecisions)
+				return usagef(cmd, "--last %d is out of range; expected 1 to %d", last, maxDecisions)
 			}
 			all, more, err := p.latest(cmd.Context(), client.EventQuery{Node: muster.NodeName(node), Since: p.since(since)}, chosen, last)
 			if err != nil {
@@ -179,6 +179,7 @@ func (p *program) latest(ctx context.Context, q client.EventQuery, chosen auditF
 
 func (p *program) decisionTable(all []aaa.Record) *table {
 	t := newTable("TIME", "NODE", "DECISION", "CALLER", "METHOD", "COMMAND", "INPUT")
+	t.whole = "COMMAND"
 	colors := map[aaa.Verdict]string{aaa.Allowed: green, aaa.Denied: red, aaa.Unauthentic: red, aaa.Replayed: yellow}
 	for _, r := range all {
 		t.row(ago(p.now(), r.Time), r.Node, cell{string(r.Verdict), colors[r.Verdict]}, r.Caller, r.Method, r.ID, string(r.Input))
@@ -196,8 +197,8 @@ func (p *program) auditVerify() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "verify [FILE]...",
 		Short: "Check that no decision was changed or removed",
-		Long: `Check the chain of decisions. Without files, that of all that nodes published and
-the broker still has. With files, that of a node's own log, the oldest file
+		Long: `Check the chain of decisions. Without files, that of all that nodes published
+and the broker still has. With files, that of a node's own log, the oldest file
 first; this needs no broker. With --events the files are compared with what was
 published, too: a log that was cut off at its end, or written anew as a whole,
 shows only so.

@@ -19,8 +19,8 @@ func (p *program) callerCommand() *cobra.Command {
 		Use:   "caller",
 		Short: "List and revoke callers",
 		Long: `A caller is a person or program that may send commands. 'muster context make'
-makes one. The commands here work in the folder of the fleet, where 'muster init'
-made it: they need the key of its issuer.`,
+makes one. The commands here work in the folder of the fleet, where 'muster
+init' made it: they need the key of its issuer.`,
 		Example: `  muster caller ls
   muster caller revoke alice --reason 'laptop stolen'`,
 	})
@@ -48,6 +48,7 @@ a name has several when its context was made anew. Those that expired more than
 			}
 			err = list(p, all, func() *table {
 				t := newTable("NAME", "STATE", "ISSUED", "EXPIRES", "GROUPS", "KEY", "REASON")
+				t.whole = "KEY"
 				for _, c := range all {
 					t.row(c.Name, callerState(c, p.now()), c.Issued.Format(time.DateOnly), c.Expires.Format(time.DateOnly), strings.Join(c.Groups, " "), c.Key, c.Reason)
 				}
@@ -76,22 +77,22 @@ func (p *program) callerRevoke(dir *string) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "revoke NAME|KEY...",
 		Short: "Make what was issued to a caller worthless, before it expires",
-		Long: `Revoke callers: all that was issued to a NAME until now, or one KEY, as
-'muster caller ls' shows it. There is no way back; 'muster context make' gives the
-name another identity.
+		Long: `Revoke callers: all that was issued to a NAME until now, or one KEY, as 'muster
+caller ls' shows it. There is no way back; 'muster context make' gives the name
+another identity.
 
 Nodes refuse commands of a revoked caller from the moment at which they know of
 it: those that are there within seconds, the others when they come back, before
-they read the commands that wait for them. What a node has accepted and not begun
-is refused, too; what runs goes on, see 'muster command cancel'. The broker cuts
-the caller's connections off and lets it in no more. Keep the fleet's folder in
-your backups: the list of who is revoked is in it.
+they read the commands that wait for them. What a node has accepted and not
+begun is refused, too; what runs goes on, see 'muster command cancel'. The
+broker cuts the caller's connections off and lets it in no more. Keep the
+fleet's folder in your backups: the list of who is revoked is in it.
 
-With a NATS server that does not know this fleet's accounts (--creds), revoke the
-caller's user there by hand.
+With a NATS server that does not know this fleet's accounts (--creds), revoke
+the caller's user there by hand.
 
-The exit code is 5 when the running broker did not take the list up: it will when
-'muster broker' runs with this folder.`,
+The exit code is 5 when the running broker did not take the list up: it will
+when 'muster broker' runs with this folder.`,
 		Example: `  muster caller revoke alice --reason 'laptop stolen'
   muster caller revoke UBMAJ6JAGBJUQ3CQFG5KBTLLLEWMQFD4EYXWUTHKU3Q4ZKTOXUULCCDV`,
 		Args: cobra.MinimumNArgs(1),
@@ -168,7 +169,9 @@ func (p *program) revokedAdvice(r app.RevokeResult) {
 		p.say("nothing is in force yet: it will be when 'muster broker' runs with this folder")
 	}
 	if r.ByHand {
-		p.say("the server's accounts are not those of this fleet. Until you revoke the users there, they can connect, read what is stored and fill queues. With nsc:\n  nsc revocations add-user --account ACCOUNT --name USER\n  nsc push --account ACCOUNT")
+		p.say("the server's accounts are not those of this fleet. Until you revoke the users there, they can connect, read what is stored and fill queues. With nsc:")
+		p.say("  nsc revocations add-user --account ACCOUNT --name USER")
+		p.say("  nsc push --account ACCOUNT")
 	}
 	if len(r.Unknown) > 0 && !r.ByHand {
 		p.say("what an older muster has made is not on record: nodes refuse the commands, but the broker lets it in until its credentials expire")

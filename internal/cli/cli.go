@@ -137,6 +137,8 @@ func (p *program) root() *cobra.Command {
 		CompletionOptions: cobra.CompletionOptions{DisableDefaultCmd: true},
 	}
 	group(root)
+	// Cobra's own template, but for descriptions of flags that fit the terminal.
+	root.SetUsageTemplate(strings.ReplaceAll(root.UsageTemplate(), ".FlagUsages ", fmt.Sprintf(".FlagUsagesWrapped %d ", p.outTerm.width)))
 	root.SetVersionTemplate("muster {{.Version}}\n")
 	flags := root.PersistentFlags()
 	flags.StringVarP(&p.format, "output", "o", "table", "form of the output: table, json, jsonl or yaml")

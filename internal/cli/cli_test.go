@@ -287,6 +287,22 @@ func TestTable(t *testing.T) {
 	}
 }
 
+// What is to be copied is not cut: an id without its end leads nowhere.
+func TestTableKeepsWhatIsCopied(t *testing.T) {
+	for width, want := range map[int]string{
+		20: "ID          REASON\n0123456789  a long …\n",
+		16: "ID          REASON\n0123456789  a long reason\n", // too narrow for both
+	} {
+		tab := newTable("ID", "REASON")
+		tab.whole = "ID"
+		tab.row("0123456789", "a long reason")
+		var b bytes.Buffer
+		if err := tab.write(&b, terminal{width: width}); err != nil || b.String() != want {
+			t.Errorf("width %d: got %q (%v), want %q", width, b.String(), err, want)
+		}
+	}
+}
+
 func TestYAML(t *testing.T) {
 	b, err := toYAML([]byte(`{"z":"1","a":[1,2.5,true,null,"true"],"e":{},"text":"x\ny\n"}`))
 	if want := "z: \"1\"\na:\n"; err != nil || !strings.HasPrefix(string(b), want) {
@@ -303,6 +319,11 @@ func TestEveryCommandTeaches(t *testing.T) {
 	walk = func(c *cobra.Command) {
 		if c.Short == "" || c.Long == "" || !strings.Contains(c.Example, "muster") {
 			t.Errorf("%s: Short, Long and Example are needed", c.CommandPath())
+		}
+		for line := range strings.Lines(c.Long + "\n" + c.Example) {
+			if n := len(strings.TrimRight(line, "\n")); n > 80 {
+				t.Errorf("%s: a line of the help has %d characters, a terminal 80: %s", c.CommandPath(), n, line)
+			}
 		}
 		for _, sub := range c.Commands() {
 			walk(sub)

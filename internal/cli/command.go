@@ -18,8 +18,8 @@ func (p *program) commandCommand() *cobra.Command {
 	cmd := group(&cobra.Command{
 		Use:   "command",
 		Short: "See what became of commands; follow, cancel and retry them",
-		Long: `A send makes one command for each of its nodes, called ID@NODE. ID alone means all
-commands of the send.
+		Long: `A send makes one command for each of its nodes, called ID@NODE. ID alone means
+all commands of the send.
 
 It is queued (stored by the broker), accepted (the node has it on disk),
 running, and then one of: done, failed (after all retries), expired (its
@@ -27,8 +27,8 @@ deadline passed before it ran), cancelled, refused (by policy, validation or a
 full queue), unknown (the node was interrupted during the run, and a command
 that is not idempotent must not run twice).`,
 		Example: `  muster command ls --since 1h
-  muster command show 01JD3Z@web1
-  muster command cancel 01JD3Z`,
+  muster command show 01JD3Z5K8QX0V9M4T7RC2HNWBE@web1
+  muster command cancel 01JD3Z5K8QX0V9M4T7RC2HNWBE`,
 	})
 	cmd.AddCommand(p.commandList(), p.commandShow(), p.commandFollow(), p.commandCancel(), p.commandRetry())
 	return cmd
@@ -145,8 +145,8 @@ func (p *program) commandFollow() *cobra.Command {
 		Short: "Follow a send until all of its commands have ended",
 		Long: `Follow a send until all of its commands have ended, those for nodes that are
 away included, and show the output of the runs. Ctrl-C ends the following only.`,
-		Example: `  muster command follow 01JD3Z5K8Q
-  muster command follow 01JD3Z5K8Q --wait-for 10m -o jsonl`,
+		Example: `  muster command follow 01JD3Z5K8QX0V9M4T7RC2HNWBE
+  muster command follow 01JD3Z5K8QX0V9M4T7RC2HNWBE --wait-for 10m -o jsonl`,
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: p.completeSends,
 		RunE: keyed(func(cmd *cobra.Command, key muster.Key) error {
@@ -189,8 +189,8 @@ func (p *program) commandCancel() *cobra.Command {
 more; what runs is ended. The outcome is in 'muster command show' when the node
 has heard of it: a node that is away hears of it when it comes back, before it
 runs anything.`,
-		Example: `  muster command cancel 01JD3Z5K8Q
-  muster command cancel 01JD3Z5K8Q@web1 --reason "wrong branch"`,
+		Example: `  muster command cancel 01JD3Z5K8QX0V9M4T7RC2HNWBE
+  muster command cancel 01JD3Z5K8QX0V9M4T7RC2HNWBE@web1 --reason "wrong branch"`,
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: p.completeCommands,
 		RunE: keyed(func(cmd *cobra.Command, key muster.Key) error {

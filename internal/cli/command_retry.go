@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -27,8 +28,8 @@ had a part of its effect.
 
 Timeout, retries, --noseq and --idempotent are those of the first time unless
 given, and there is as much time until the deadline as there was then.`,
-		Example: `  muster command retry 01JD3Z5K8Q
-  muster command retry 01JD3Z5K8Q@web1 --wait`,
+		Example: `  muster command retry 01JD3Z5K8QX0V9M4T7RC2HNWBE
+  muster command retry 01JD3Z5K8QX0V9M4T7RC2HNWBE@web1 --wait`,
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: p.completeCommands,
 		RunE: keyed(func(cmd *cobra.Command, key muster.Key) error {
@@ -100,7 +101,7 @@ func endedBadly(ctx context.Context, c SDK, key muster.Key) (first client.Status
 	}
 	all = slices.DeleteFunc(all, func(s client.Status) bool { return !s.State.Final() || s.State == muster.Done })
 	if len(all) == 0 {
-		return first, nil, muster.Errorf(muster.NothingFound, "nothing to retry: no command of %s has ended badly", key).WithHint("'muster command show %s' shows the states", key.ID)
+		return first, nil, muster.Errorf(muster.NothingFound, "nothing to retry: no command of %s has ended badly", strings.TrimSuffix(key.String(), "@")).WithHint("'muster command show %s' shows the states", key.ID)
 	}
 	known, err := c.Nodes(ctx)
 	if err != nil {

@@ -19,12 +19,12 @@ func (p *program) commandShow() *cobra.Command {
 		Short: "Show a command: each state with its time, exit code and output",
 		Long: `Show a command, or all commands of a send: each state with its time, the exit
 code, and stdout and stderr apart and whole. Output may have any size; with -o
-json, jsonl and yaml what is large goes through a temporary file in TMPDIR, since
-it has to be known whether it is text: what is not is in stdout_base64. Output
-that cannot be had is told in output_error; the exit code is 1 then.`,
-		Example: `  muster command show 01JD3Z5K8Q
-  muster command show 01JD3Z5K8Q@web1
-  muster command show 01JD3Z5K8Q@web1 -o json | jq -r '.[0].stdout'`,
+json, jsonl and yaml what is large goes through a temporary file in TMPDIR,
+since it has to be known whether it is text: what is not is in stdout_base64.
+Output that cannot be had is told in output_error; the exit code is 1 then.`,
+		Example: `  muster command show 01JD3Z5K8QX0V9M4T7RC2HNWBE
+  muster command show 01JD3Z5K8QX0V9M4T7RC2HNWBE@web1
+  muster command show 01JD3Z5K8QX0V9M4T7RC2HNWBE@web1 -o json | jq '.[0].stdout'`,
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: p.completeCommands,
 		RunE: keyed(func(cmd *cobra.Command, key muster.Key) error {

@@ -140,23 +140,23 @@ func (p *program) contextMake() *cobra.Command {
 		Use:   "make CALLER",
 		Short: "Make a context for a caller, to be handed over",
 		Long: `Make a context for a caller, new or known, and write it into the folder --out:
-credentials for the broker, and an identity that signs commands under the name of
-the caller. Run it where the fleet was made, with 'muster init'.
+credentials for the broker, and an identity that signs commands under the name
+of the caller. Run it where the fleet was made, with 'muster init'.
 
-The folder holds secrets. It belongs to ~/.config/muster/contexts/NAME of whoever
-is to use it. What is in the folder already is replaced, which is how a context
-that expires is renewed. The one before stays valid until it expires, or until
-'muster caller revoke' revokes its key.
+The folder holds secrets. It belongs to ~/.config/muster/contexts/NAME of
+whoever is to use it. What is in the folder already is replaced, which is how a
+context that expires is renewed. The one before stays valid until it expires, or
+until 'muster caller revoke' revokes its key.
 
 Policies on nodes decide what the caller may do there. --method and --node bound
 it before they are asked.
 
 A caller that may use every method on every node, which is the default, is an
-administrator: it may also change labels, remove nodes, deal with dead letters and
-use Orders over the broker. With --method or --node the credentials are for
+administrator: it may also change labels, remove nodes, deal with dead letters
+and use Orders over the broker. With --method or --node the credentials are for
 sending, cancelling, following and reading alone.`,
 		Example: `  muster context make alice --group admin --out ./alice
-  muster context make backup --method backup.run --node 'db*' --expires 30d --out ./backup`,
+  muster context make backup --method backup.run --node 'db*' --out ./backup`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if o.Out == "" {

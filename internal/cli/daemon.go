@@ -53,9 +53,9 @@ func (p *program) devCommand() *cobra.Command {
 		Use:   "dev",
 		Short: "Run a whole fleet on this machine, to try and to develop",
 		Long: `Run a broker and some nodes on this machine until Ctrl-C, and make a context
-"dev" that leads to them and becomes the current one. Each node is a process of its own, so that you can
-kill one and see what becomes of its commands; it comes back by itself. The
-state stays, and the next start finds it again.`,
+"dev" that leads to them and becomes the current one. Each node is a process of
+its own, so that you can kill one and see what becomes of its commands; it comes
+back by itself. The state stays, and the next start finds it again.`,
 		Example: `  muster dev
   muster dev --nodes 10 --restart-after 1m
   muster run -t all -- uname -a       # in another terminal`,
@@ -147,8 +147,8 @@ func (p *program) brokerCommand() *cobra.Command {
 JetStream within this process.
 
 With --broker, a NATS server of your own is used instead: this process does the
-rest (it admits nodes). 'muster broker config' prints what that server needs. One
-that does not sync what it stores is warned of, here and by 'muster doctor'.`,
+rest (it admits nodes). 'muster broker config' prints what that server needs.
+One that does not sync what it stores is warned of, here and by 'muster doctor'.`,
 		Example: `  muster broker
   muster broker --listen 0.0.0.0:4222
   muster broker --broker nats://nats.example.net:4222 --creds service.creds`,
@@ -238,8 +238,8 @@ func (p *program) brokerRenewCertificate(dir *string) *cobra.Command {
 		Short: "Make a new certificate for the broker, before the old one ends",
 		Long: `Make a new certificate and key for the broker, which 'muster init' made for two
 years. 'muster doctor' warns 30 days before the end. Nodes and callers need
-nothing: the authority that they trust stays, and signs the new one. Run it where
-the fleet was made.
+nothing: the authority that they trust stays, and signs the new one. Run it
+where the fleet was made.
 
 'muster broker' shows the new certificate from the next connection on, without a
 restart. A NATS server of your own has to read its files again.`,
@@ -295,10 +295,10 @@ func (p *program) agentCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "agent",
 		Short: "Run the agent of a node",
-		Long: `Run the agent that makes this machine a node, until Ctrl-C. The first start needs
-the token of 'muster node invite'; the agent makes its own key with it and keeps
-it in --state. Later starts need nothing; a node that was removed needs a new
-token to join again.
+		Long: `Run the agent that makes this machine a node, until Ctrl-C. The first start
+needs the token of 'muster node invite'; the agent makes its own key with it and
+keeps it in --state. Later starts need nothing; a node that was removed needs a
+new token to join again.
 
 While the broker cannot be reached, the agent goes on with what it has accepted
 and tries again. What the flags do not say comes from the settings, see

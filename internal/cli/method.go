@@ -87,7 +87,7 @@ func (p *program) methodShow() *cobra.Command {
 					return err
 				}
 			}
-			return show(p, spec, func(w io.Writer) error { return methodText(w, spec, cat.nodes[name]) })
+			return show(p, spec, func(w io.Writer) error { return methodText(w, p.outTerm.width, spec, cat.nodes[name]) })
 		},
 	}
 }
@@ -110,14 +110,14 @@ func (p *program) methods(ctx context.Context) (*catalogue, error) {
 	return catalogueOf(nodes)
 }
 
-func methodText(w io.Writer, s method.Spec, nodes []muster.NodeName) error {
-	fmt.Fprintf(w, "%s: %s\n\n", s.Name, clean(s.Description))
+func methodText(w io.Writer, width int, s method.Spec, nodes []muster.NodeName) error {
+	fmt.Fprintf(w, "%s\n\n", wrap(fmt.Sprintf("%s: %s", s.Name, clean(s.Description)), width, 0))
 	if len(nodes) > 0 {
 		var list []string
 		for _, n := range nodes {
 			list = append(list, string(n))
 		}
-		fmt.Fprintf(w, "nodes       %s\n", strings.Join(list, " "))
+		fmt.Fprintln(w, wrap("nodes       "+strings.Join(list, " "), width, 12))
 	}
 	if s.Origin != "" {
 		fmt.Fprintf(w, "origin      %s\n", clean(s.Origin))
@@ -132,8 +132,8 @@ func methodText(w io.Writer, s method.Spec, nodes []muster.NodeName) error {
 		fmt.Fprintf(w, "timeout     %s\n", short(timeout))
 	}
 	fmt.Fprintf(w, "idempotent  %v\n", s.Idempotent)
-	schema(w, "input", s.Input)
-	schema(w, "output", s.Output)
+	schema(w, width, "input", s.Input)
+	schema(w, width, "output", s.Output)
 	if len(s.Examples) > 0 {
 		fmt.Fprint(w, "\nexamples\n")
 		for _, e := range s.Examples {
@@ -145,7 +145,7 @@ func methodText(w io.Writer, s method.Spec, nodes []muster.NodeName) error {
 
 // schema prints the properties of an object in the order written, which is
 // that of whoever wrote the schema for people, and any other schema as it is.
-func schema(w io.Writer, what string, raw json.RawMessage) {
+func schema(w io.Writer, width int, what string, raw json.RawMessage) {
 	if len(raw) == 0 {
 		return
 	}
@@ -170,6 +170,10 @@ func schema(w io.Writer, what string, raw json.RawMessage) {
 		required[r] = true
 	}
 	fmt.Fprintf(w, "\n%s\n", what)
+	pad := 12
+	for name := range s.Properties {
+		pad = max(pad, visibleWidth(clean(name)))
+	}
 	for _, name := range properties(raw) {
 		prop := s.Properties[name]
 		text := typeText(prop.Type)
@@ -179,9 +183,9 @@ func schema(w io.Writer, what string, raw json.RawMessage) {
 		if prop.Default != nil {
 			text += fmt.Sprintf(", default %v", prop.Default)
 		}
-		fmt.Fprintf(w, "  %-12s %s\n", clean(name), clean(strings.TrimPrefix(text, ", ")))
+		fmt.Fprintf(w, "  %-*s %s\n", pad, clean(name), clean(strings.TrimPrefix(text, ", ")))
 		if prop.Description != "" {
-			fmt.Fprintf(w, "  %-12s %s\n", "", clean(prop.Description))
+			fmt.Fprintln(w, wrap(fmt.Sprintf("  %-*s %s", pad, "", clean(prop.Description)), width, pad+3))
 		}
 	}
 	if len(s.Positional) > 0 {

@@ -158,7 +158,7 @@ some chosen node does not answer.`,
 			})
 		},
 	}
-	chosen.add(p, cmd, "selector of the nodes (default: every node)")
+	chosen.add(p, cmd, "`selector` of the nodes (default: every node)")
 	return cmd
 }
 
@@ -458,7 +458,7 @@ type inviteFlags struct {
 func (f *inviteFlags) complete(cmd *cobra.Command, o *app.InviteOptions) error {
 	set, remove, err := labels(f.labels)
 	if err != nil || len(remove) > 0 {
-		return usagef(cmd, "--label takes KEY=VALUE")
+		return usagef(cmd, "--label %s: expected KEY=VALUE", strings.Join(f.labels, " --label "))
 	}
 	o.Labels = set
 	switch {

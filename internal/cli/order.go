@@ -56,8 +56,9 @@ none, or to be the only one who changes anything for a while.
 
 The agents of a constellation share a file, and find each other on the local
 network. An operator, who has a key, calls them to order. Whoever can be reached
-joins, is locked to this one operator, and does what it asks for, until it lets go
-or its lease ends. Machines are Idle, in Call (somebody is calling) or in Order.
+joins, is locked to this one operator, and does what it asks for, until it lets
+go or its lease ends. Machines are Idle, in Call (somebody is calling) or in
+Order.
 
 Agents are found by multicast. Where there is none, --peer names one or two of
 them; the rest is reached through these. --via nats reaches the nodes of the
@@ -65,8 +66,9 @@ fleet over the broker of the context instead, wherever they are, and --via both
 does both: then the order goes on if the broker dies in the middle of it. The
 default is the local network alone, which needs nothing and works at night.
 
-  constellation file  --constellation, $MUSTER_CONSTELLATION (a path, or the JSON
-                      itself), constellation.json in ~/.config/muster, /etc/muster
+  constellation file  --constellation, $MUSTER_CONSTELLATION (a path, or the
+                      JSON itself), constellation.json in ~/.config/muster,
+                      /etc/muster
   operator's file     --operator, $MUSTER_OPERATOR, operator.json in
                       ~/.config/muster, /etc/muster`
 

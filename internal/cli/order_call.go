@@ -17,25 +17,26 @@ import (
 	"github.com/musterfleet/muster/internal/participant"
 )
 
-const callLong = `Call all machines in reach to order, or those that -t selects, and hold them for as
-long as this session lives. Nobody else can have them in the meantime. Who joined is
-shown, and who did not and why: busy (another operator has it), clock (its clock or
-its start does not fit the call's time), refused, or no answer.
+const callLong = `Call all machines in reach to order, or those that -t selects, and hold them for
+as long as this session lives. Nobody else can have them in the meantime. Who
+joined is shown, and who did not and why: busy (another operator has it), clock
+(its clock or its start does not fit the call's time), refused, or no answer.
 
 At the prompt, 'run CMD', 'query METHOD' and others do something on the members;
-'help' lists them. The lease is renewed in the background, at half of its time. Ctrl-D,
-Ctrl-C twice at the prompt, and SIGTERM let go. If this program dies, the machines are
-free when the lease ends. Ctrl-C during a command stops waiting for answers.
+'help' lists them. The lease is renewed in the background, at half of its time.
+Ctrl-D, Ctrl-C twice at the prompt, and SIGTERM let go. If this program dies, the
+machines are free when the lease ends. Ctrl-C during a command stops waiting for
+answers.
 
-The session is also of use to 'muster order run', 'query', 'renew' and 'release' of
-the same user on this machine.
+The session is also of use to 'muster order run', 'query', 'renew' and 'release'
+of the same user on this machine.
 
-Only one operator can have a machine. If another was first, the call fails and names
-the other order; --retry calls again after a random pause. --break-glass goes before
-other calls that are under way, but never before an order.
+Only one operator can have a machine. If another was first, the call fails and
+names the other order; --retry calls again after a random pause. --break-glass
+goes before other calls that are under way, but never before an order.
 
-With -- CMD, or -- query METHOD: call, do that, let go. Lines can come from a pipe as
-well; the exit code is then that of the last one that did not end well.`
+With -- CMD, or -- query METHOD: call, do that, let go. Lines can come from a
+pipe as well; the exit code is then that of the last one that did not end well.`
 
 func (p *program) orderCall(f *orderFlags) *cobra.Command {
 	call := &callFlags{lease: durationFlag(time.Minute), within: durationFlag(time.Minute)}
@@ -492,8 +493,8 @@ func (p *program) orderRenew(f *orderFlags) *cobra.Command {
 	return &cobra.Command{
 		Use:   "renew",
 		Short: "Extend the lease of the open session now",
-		Long: `Extend the lease of the session that is open on this machine now. A session does so
-by itself when half of its lease is over.`,
+		Long: `Extend the lease of the session that is open on this machine now. A session does
+so by itself when half of its lease is over.`,
 		Example: `  muster order renew`,
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {

@@ -19,14 +19,14 @@ func (p *program) orderHint(f *orderFlags) *cobra.Command {
 		Use:   "hint URL...",
 		Short: "Sign where the broker is, for newcomers",
 		Long: `Write the broker's addresses into the constellation's file, signed by you as an
-operator. Agents that have the file tell them to the others, and the newest counts;
-nobody uses one that no operator has signed. A node that joins the fleet, and cannot
-reach its broker where its token says that it is, tries them.
+operator. Agents that have the file tell them to the others, and the newest
+counts; nobody uses one that no operator has signed. A node that joins the
+fleet, and cannot reach its broker where its token says that it is, tries them.
 
-One agent that starts with the new file is enough. 'muster order query broker URL'
-tells those that run, and has the nodes of the fleet among them dial it.`,
+One agent that starts with the new file is enough. 'muster order query broker
+URL' tells those that run, and has the nodes of the fleet among them dial it.`,
 		Example: `  muster order hint tls://broker.example.net:4222
-  muster order hint --constellation ./lab/constellation.json --operator ./lab/operator.json wss://10.0.0.7`,
+  muster order hint --constellation lab.json --operator me.json wss://10.0.0.7`,
 		Args: cobra.RangeArgs(1, onsite.MaxURLs),
 		RunE: func(_ *cobra.Command, urls []string) error {
 			path := f.constellationPath(p)

@@ -27,10 +27,10 @@ you its operator, both for your eyes only. Files that exist are never replaced:
 agents that have them would be lost.
 
 Copy constellation.json to every machine, as /etc/muster/constellation.json with
-mode 0600, or build it into the program. Keep operator.json to yourself, and a copy
-of both where you find it when nothing works any more.`,
+mode 0600, or build it into the program. Keep operator.json to yourself, and a
+copy of both where you find it when nothing works any more.`,
 		Example: `  muster order keygen
-  muster order keygen --key lab --out ./lab --broker tls://broker.example.net:4222
+  muster order keygen --key lab --out ./lab --broker tls://10.0.0.7:4222
   scp ~/.config/muster/constellation.json root@web1:/etc/muster/`,
 		Args: cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
@@ -79,7 +79,7 @@ func (p *program) keygen(key, dir string, urls []string) error {
 		_, err := fmt.Fprintf(w, "constellation  %s\noperator       %s\n", shared, own)
 		return err
 	})
-	p.say("next: copy %s to each machine as /etc/muster/%s, mode 0600,", filepath.Base(shared), constellationFile)
-	p.say("      and keep %s to yourself: whoever has it can call these machines to order", filepath.Base(own))
+	p.say("next: copy %s to each machine as /etc/muster/%s, mode 0600, and keep %s to yourself: whoever has it can call these machines to order",
+		filepath.Base(shared), constellationFile, filepath.Base(own))
 	return err
 }

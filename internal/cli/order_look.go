@@ -199,11 +199,12 @@ func (p *program) orderStatus(f *orderFlags) *cobra.Command {
 	return &cobra.Command{
 		Use:   "status",
 		Short: "Show which machines are in order, and whose",
-		Long: `Show the state of each agent that is heard of: idle, call (somebody is calling), or
-order (locked), and the operator who holds it, as far as that one is heard of too:
-BY is the name that its program says, and - when it has ended or is too far away.
-The states are those of each agent's last word, which it says within a second of a
-change, and in networks of more than 50 agents within 10 ms for each. A session that is open on this machine is shown with the end of its lease.
+		Long: `Show the state of each agent that is heard of: idle, call (somebody is calling),
+or order (locked), and the operator who holds it, as far as that one is heard of
+too: BY is the name that its program says, and - when it has ended or is too far
+away. The states are those of each agent's last word, which it says within a
+second of a change, and in networks of more than 50 agents within 10 ms for
+each. A session that is open on this machine is shown with the end of its lease.
 
 To ask the members themselves: 'muster order query status'.`,
 		Example: `  muster order status
@@ -312,9 +313,9 @@ func (p *program) orderWatch(f *orderFlags) *cobra.Command {
 		Use:   "watch",
 		Short: "Print what changes in the constellation",
 		Long: `Print what changes, until Ctrl-C: who comes and goes (up, down), who is called,
-locked to an order and freed. Agents say so within a second of the change, and in
-networks of more than 50 agents within 10 ms for each; what is over sooner may not be
-seen at all. With -o json and jsonl each change is one line of JSON.`,
+locked to an order and freed. Agents say so within a second of the change, and
+in networks of more than 50 agents within 10 ms for each; what is over sooner
+may not be seen at all. With -o json and jsonl each change is one line of JSON.`,
 		Example: `  muster order watch
   muster order watch -o jsonl | jq -r 'select(.event == "locked") | .node'`,
 		Args: cobra.NoArgs,

@@ -59,16 +59,18 @@ func (f *callFlags) options(p *program) participant.CallOptions {
 	}
 }
 
-const runOrderLong = `Call machines to order, run a program on all of them, print what it writes as each
-answers, and let go. It ends when all have answered. Each line stands behind the
-name of its machine: stdout on stdout, stderr on stderr, and a summary on stderr.
+const runOrderLong = `Call machines to order, run a program on all of them, print what it writes as
+each answers, and let go. It ends when all have answered. Each line stands
+behind the name of its machine: stdout on stdout, stderr on stderr, and a
+summary on stderr.
 
-The program is started without a shell; --shell SCRIPT runs a script with /bin/sh.
-Of each stream the last 15 KiB are kept. With a session open on this machine
-('muster order call') it is used, and -t chooses among its members.
+The program is started without a shell; --shell SCRIPT runs a script with
+/bin/sh. Of each stream the last 15 KiB are kept. With a session open on this
+machine ('muster order call') it is used, and -t chooses among its members.
 
-The exit code is 3 if the program failed somewhere, or a machine that was asked for did
-not join (of one that is silent only the name is known, and not the labels); 5 if some did not answer within --within; 4 if nothing matched.`
+The exit code is 3 if the program failed somewhere, or a machine that was asked
+for did not join (of one that is silent only the name is known, and not the
+labels); 5 if some did not answer within --within; 4 if nothing matched.`
 
 func (p *program) orderRun(f *orderFlags) *cobra.Command {
 	var script string
@@ -80,7 +82,7 @@ func (p *program) orderRun(f *orderFlags) *cobra.Command {
 		Example: `  muster order run -- uptime
   muster order run -t 'web*' -- systemctl restart nginx
   muster order run --shell 'df -h / | tail -n 1'
-  muster order run -t db1 --peer 10.0.0.5 --retry 5 -o json -- cat /etc/os-release`,
+  muster order run -t db1 --peer 10.0.0.5 --retry 5 -o json -- uname -a`,
 		Args: cobra.ArbitraryArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			q := runQuestion(args)
@@ -111,9 +113,9 @@ func (p *program) orderQuery(f *orderFlags) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "query METHOD [ARGS...]",
 		Short: "Ask machines, and repair them, without a broker",
-		Long: `Call machines to order, have them carry out one method, print their answers as they
-come, and let go. With a session open on this machine it is used, and -t chooses
-among its members.
+		Long: `Call machines to order, have them carry out one method, print their answers as
+they come, and let go. With a session open on this machine it is used, and -t
+chooses among its members.
 
 Methods:
 ` + forms.String() + `

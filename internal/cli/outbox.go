@@ -53,6 +53,7 @@ they will be sent. The broker is not asked.`,
 
 func (p *program) outboxTable(all []client.Waiting) *table {
 	t := newTable("ID", "METHOD", "NODES", "SINCE", "DEADLINE")
+	t.whole = "ID"
 	for _, w := range all {
 		if w.Unreadable != "" {
 			t.row("", "", cell{"cannot be read", red}, "", "")

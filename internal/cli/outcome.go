@@ -184,11 +184,15 @@ func outputNotes(t *table, s client.Status) {
 	show("stderr", r.Stderr.Size, r.Stderr.Inline)
 }
 
-// commandTable shows one command on each line.
+// commandTable shows one command on each line, with the reason of its state below.
 func (p *program) commandTable(all []client.Status) *table {
-	t := newTable("ID", "NODE", "METHOD", "STATE", "EXIT", "SENT", "TOOK", "REASON")
+	t := newTable("ID", "NODE", "METHOD", "STATE", "EXIT", "SENT", "TOOK")
+	t.whole = "ID"
 	for _, s := range all {
-		t.row(s.ID, s.Node, s.Method, stateCell(s.State), exitText(s), ago(p.now(), s.Sent), took(s), reason(s))
+		t.row(s.ID, s.Node, s.Method, stateCell(s.State), exitText(s), ago(p.now(), s.Sent), took(s))
+		if r := reason(s); r != "" {
+			t.note(r)
+		}
 	}
 	return t
 }

@@ -25,7 +25,7 @@ func (f *selectorFlags) add(p *program, cmd *cobra.Command, what string) {
 	fs.StringArrayVarP(&f.facts, "with-fact", "F", nil, "only nodes with this `fact`: KEY=VALUE, also != =~ !~ < <= > >=; VALUE may be /REGEX/")
 	fs.StringArrayVarP(&f.classes, "with-class", "C", nil, "only nodes of this `class`: a label of that name, or in the list of the fact \"classes\"")
 	fs.StringArrayVarP(&f.identities, "with-identity", "I", nil, "only the node of this `name`, glob or /REGEX/; repeated: any of them")
-	fs.StringArrayVarP(&f.with, "with", "W", nil, "`classes and facts` in one, as in -W 'web os.id=debian'")
+	fs.StringArrayVarP(&f.with, "with", "W", nil, "`words` that are classes and facts, as in -W 'web os.id=debian'")
 	_ = cmd.RegisterFlagCompletionFunc("target", p.completeNodes) // fails only for a flag that is not there
 	_ = cmd.RegisterFlagCompletionFunc("with-identity", p.completeNodes)
 	_ = cmd.RegisterFlagCompletionFunc("with-class", p.completeClasses)

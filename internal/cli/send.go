@@ -155,14 +155,14 @@ does, as soon as every node that is online has finished; nodes that are away
 get theirs later. --wait-all waits for those too, --wait-for bounds the wait.
 Ending the wait does not end the commands.
 
-With --batch N the send is rolling: to N nodes; then, when they have finished and
-after the --pause, to the next N, and so on until --max-failures of them have not
-ended well. Nodes that are away are left out, unless --wait-all waits for them, at
-the end. A broker that goes away in between is waited for.`,
+With --batch N the send is rolling: to N nodes; then, when they have finished
+and after the --pause, to the next N, and so on until --max-failures of them
+have not ended well. Nodes that are away are left out, unless --wait-all waits
+for them, at the end. A broker that goes away in between is waited for.`,
 		Example: `  muster send echo hello -t web1 --wait
   muster send http.get url=http://localhost/health -t role=web --wait -o json
-  muster send shell.run --deadline 1h -t 'os.id=debian and not db1' -- apt-get update
-  muster send shell.run --batch 2 --pause 30s -t role=web -- systemctl restart nginx
+  muster send shell.run --deadline 1h -t 'web* and not web1' -- apt-get update
+  muster send shell.run --batch 2 --pause 9s -t 'web*' -- systemctl reload nginx
   muster send echo hello -t all --dry-run`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 {

@@ -197,12 +197,12 @@ func (p *program) configCommand() *cobra.Command {
 	cmd := group(&cobra.Command{
 		Use:   "config",
 		Short: "See the settings in force and where each is from",
-		Long: `Settings are read from /etc/muster/muster.yaml and /etc/muster/conf.d/*.yaml, then
-from the same files in your own folder, ~/.config/muster; what is read later
-wins. MUSTER_CONFIG names a folder that is read instead of both. Then come
+		Long: `Settings are read from /etc/muster/muster.yaml and /etc/muster/conf.d/*.yaml,
+then from the same files in your own folder, ~/.config/muster; what is read
+later wins. MUSTER_CONFIG names a folder that is read instead of both. Then come
 environment variables, such as MUSTER_AGENT_HEARTBEAT for agent.heartbeat, and
-then flags. An unknown key is an error. An unknown variable MUSTER_... is warned of
-and no error: it may be somebody else's.
+then flags. An unknown key is an error. An unknown variable MUSTER_... is warned
+of and no error: it may be somebody else's.
 
     # /etc/muster/muster.yaml
     output: table
@@ -241,6 +241,7 @@ Secrets are not settings: credentials and tokens are in files of their own.`,
 					return t
 				}
 				t := newTable("SETTING", "VALUE", "ORIGIN")
+				t.wraps = true
 				for _, e := range all {
 					t.row(e.Key, e.text(), e.Origin)
 				}

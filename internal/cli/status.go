@@ -50,8 +50,8 @@ what waits in the outbox and among the dead letters.
 
 The exit code is 1 when the broker cannot be reached; 3 when something wants to
 be looked at: a node with a problem, a command that failed, was refused or is
-unknown, or a dead letter; and 0 otherwise. Nodes that are away and commands that
-wait for them are no fault.`,
+unknown, or a dead letter; and 0 otherwise. Nodes that are away and commands
+that wait for them are no fault.`,
 		Example: `  muster status
   muster status -o json | jq .commands.failed`,
 		Args: cobra.NoArgs,

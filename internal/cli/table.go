@@ -3,6 +3,7 @@ package cli
 import (
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	"github.com/mattn/go-runewidth"
@@ -21,6 +22,7 @@ type table struct {
 	rows  [][]cell
 	below map[int][]string // lines under a row
 	wraps bool             // cells take several lines, where others are cut
+	whole string           // heading of the column that is not cut: it is for copying
 }
 
 func newTable(head ...string) *table { return &table{head: head} }
@@ -74,19 +76,24 @@ func (t *table) widths(limit int) []int {
 	for _, w := range widths {
 		total += w
 	}
+	narrow := slices.Clone(widths)
 	for ; total > limit; total-- {
-		widest := 0
-		for i, w := range widths {
-			if w > widths[widest] {
+		widest := -1
+		for i, w := range narrow {
+			if t.head[i] != t.whole && w > minColumn && (widest < 0 || w > narrow[widest]) {
 				widest = i
 			}
 		}
-		if widths[widest] <= minColumn {
-			break
+		switch {
+		case widest >= 0:
+			narrow[widest]--
+		case t.whole != "":
+			return widths // to cut the others would be of no use
+		default:
+			return narrow
 		}
-		widths[widest]--
 	}
-	return widths
+	return narrow
 }
 
 // lines breaks or cuts the cells of a row to the widths.

@@ -16,14 +16,17 @@ func wrap(text string, width, indent int) string {
 	return strings.Join(lines, "\n"+strings.Repeat(" ", indent))
 }
 
-// wrapLines breaks a text into a first line and further ones.
+// wrapLines breaks a text into a first line, which keeps its indent, and further
+// ones.
 func wrapLines(text string, first, further int) []string {
-	if first <= 0 || further <= 0 || visibleWidth(text) <= first {
+	rest := strings.TrimLeft(text, " ")
+	indent := text[:len(text)-len(rest)]
+	if first <= len(indent) || further <= 0 || visibleWidth(text) <= first {
 		return []string{text}
 	}
 	var lines []string
-	line, limit := "", first
-	for _, word := range phrases(text, further) {
+	line, limit := "", first-len(indent)
+	for _, word := range phrases(rest, further) {
 		if line != "" && visibleWidth(line)+1+visibleWidth(word) > limit {
 			lines = append(lines, line)
 			line, limit = "", further
@@ -40,15 +43,18 @@ func wrapLines(text string, first, further int) []string {
 		}
 		line += word
 	}
-	return append(lines, line)
+	lines = append(lines, line)
+	lines[0] = indent + lines[0]
+	return lines
 }
 
-// phrases are the words of a text, in which a command is one word.
+// phrases are the words of a text, in which a command is one word: what begins with
+// muster in quotes or after a colon.
 func phrases(text string, width int) (list []string) {
 	words := strings.Split(text, " ")
 	for i := 0; i < len(words); i++ {
 		end := i + 1
-		if w := strings.TrimLeft(words[i], "'("); w == "muster" {
+		if w := strings.TrimLeft(words[i], "'("); w == "muster" && (w != words[i] || i == 0 || strings.HasSuffix(words[i-1], ":")) {
 			quoted := strings.HasPrefix(words[i], "'")
 			for end < len(words) && !strings.HasSuffix(words[end-1], ";") && !(quoted && strings.Contains(words[end-1], "'") && end > i+1) {
 				end++

@@ -19,6 +19,8 @@ func TestWrap(t *testing.T) {
 		{"the next send, or 'muster outbox flush', sends it first", 30, "the next send, or\n  'muster outbox flush', sends\n  it first"},
 		{"see: muster command ls --state failed; then go on", 24, "see: muster command ls\n  --state failed; then\n  go on"},
 		{"0123456789012345", 10, "0123456789\n  012345"},
+		{"another muster uses the folder", 16, "another muster\n  uses the\n  folder"},
+		{"    one two three", 12, "    one two\n  three"},
 		{"世界世界 世界", 8, "世界世界\n  世界"},
 	} {
 		got := wrap(test.text, test.width, wrapIndent)

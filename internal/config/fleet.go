@@ -140,7 +140,7 @@ func OpenFleet(dir string) (FleetFolder, error) {
 	text, err := readFile(f.path("fleet.yaml"))
 	if muster.KindOf(err) == muster.NotFound {
 		return f, muster.Errorf(muster.NotFound, "there is no fleet in %s", dir).
-			WithHint("make one with 'muster init', or name the folder of yours")
+			WithHint("make one with 'muster init', or name the folder of yours with --state")
 	}
 	if err != nil {
 		return f, err

@@ -92,7 +92,7 @@ func OpenNode(dir string) (NodeFolder, error) {
 	text, err := readFile(file)
 	if muster.KindOf(err) == muster.NotFound {
 		return n, muster.Errorf(muster.NotFound, "no node has joined with the folder %s", dir).
-			WithHint("make a token with 'muster node invite NAME' and start the agent with --join TOKEN")
+			WithHint("make a token with 'muster node invite NAME' and start the agent with --join - or --join-file")
 	}
 	if err != nil {
 		return n, err
