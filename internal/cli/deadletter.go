@@ -71,7 +71,7 @@ func (p *program) deadLetterShow() *cobra.Command {
 	return &cobra.Command{
 		Use:   "show SEQ",
 		Short: "Show a dead letter with its content",
-		Long:  `Show a dead letter with its content. SEQ is its number in 'muster deadletter
+		Long: `Show a dead letter with its content. SEQ is its number in 'muster deadletter
 ls'.`,
 		Example: `  muster deadletter show 17
   muster deadletter show 17 -o json`,

@@ -47,6 +47,7 @@ ones are listed.`,
 			specs := cat.registry.Specs()
 			return list(p, specs, func() *table {
 				t := newTable("METHOD", "NODES", "DESCRIPTION")
+				t.wraps = true
 				for _, s := range specs {
 					where := "all"
 					if n := len(cat.nodes[s.Name]); n > 0 {

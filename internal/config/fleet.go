@@ -2,12 +2,14 @@ package config
 
 import (
 	"encoding/json"
+	"errors"
 	"net"
 	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/musterfleet/muster"
@@ -282,7 +284,10 @@ func LockFile(path string) (unlock func(), err error) {
 	}
 	if err := lock(file); err != nil {
 		_ = file.Close() // nothing was written
-		return nil, muster.Errorf(muster.Conflict, "another muster uses %s: %w", filepath.Dir(path), err).
+		if !errors.Is(err, syscall.EWOULDBLOCK) {
+			return nil, fileError(err, "lock", path)
+		}
+		return nil, muster.Errorf(muster.Conflict, "another muster uses %s", filepath.Dir(path)).
 			WithHint("stop it first, or choose another folder")
 	}
 	return func() { _ = file.Close() }, nil // closing releases the lock
