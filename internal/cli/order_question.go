@@ -67,7 +67,10 @@ func badQuestion(method string) error {
 	var names []string
 	for _, q := range questions {
 		if q.method == method {
-			return usagef(nil, "expected: %s", strings.TrimSpace("query "+q.method+" "+q.args))
+			if q.args == "" {
+				return usagef(nil, "query %s takes no arguments", method)
+			}
+			return usagef(nil, "query %s takes %s: %s", method, q.args, q.what)
 		}
 		names = append(names, q.method)
 	}
