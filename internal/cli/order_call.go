@@ -24,9 +24,9 @@ joined is shown, and who did not and why: busy (another operator has it), clock
 
 At the prompt, 'run CMD', 'query METHOD' and others do something on the members;
 'help' lists them. The lease is renewed in the background, at half of its time.
-Ctrl-D, Ctrl-C twice at the prompt, and SIGTERM let go. If this program dies, the
-machines are free when the lease ends. Ctrl-C during a command stops waiting for
-answers.
+Ctrl-D, Ctrl-C twice at the prompt, and SIGTERM let go. If this program dies,
+the machines are free when the lease ends. Ctrl-C during a command stops waiting
+for answers.
 
 The session is also of use to 'muster order run', 'query', 'renew' and 'release'
 of the same user on this machine.
