@@ -38,7 +38,7 @@ func (c *Client) Check(ctx context.Context) Health {
 	checkCertificate(conn.Certificate(), &h)
 	checkClock(ctx, conn, &h)
 	s := conn.Settings()
-	h.add("layout", "ok", "", "version %d, %d shards, %d replicas, fleet %s", s.Version, s.Shards, s.Replicas, s.Fleet)
+	h.add("layout", "ok", "", "version %d, shards: %d, replicas: %d, fleet %s", s.Version, s.Shards, s.Replicas, s.Fleet)
 	c.checkStreams(ctx, conn, &h)
 	checkDurability(ctx, conn, &h)
 	c.checkNodes(ctx, conn, &h)

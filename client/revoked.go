@@ -21,8 +21,8 @@ func checkRevoked(published []json.RawMessage, nodes []Node, h *Health) {
 	switch {
 	case len(published) == 0:
 	case current < online:
-		h.add("revoked", "warn", "see their problems in 'muster node ls', and the version of muster there", "%d of %d nodes that answer have the current list of revoked callers", current, online)
+		h.add("revoked", "warn", "see their problems in 'muster node ls', and the version of muster there", "the current list of revoked callers is at %d of %d nodes that answer", current, online)
 	default:
-		h.add("revoked", "ok", "", "all %d nodes that answer have the current list of revoked callers", online)
+		h.add("revoked", "ok", "", "the current list of revoked callers is at %d of %d nodes that answer", current, online)
 	}
 }
