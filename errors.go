@@ -48,10 +48,14 @@ func (e *Error) WithHint(format string, args ...any) *Error {
 	return &c
 }
 
-// Errorf makes an Error. A %w verb keeps its operand for errors.Is and As.
+// Errorf makes an Error. Each %w verb keeps its operand for errors.Is and As.
 func Errorf(kind ErrorKind, format string, args ...any) *Error {
 	err := fmt.Errorf(format, args...)
-	return &Error{Kind: kind, Message: err.Error(), cause: errors.Unwrap(err)}
+	cause := errors.Unwrap(err)
+	if _, several := err.(interface{ Unwrap() []error }); several {
+		cause = err
+	}
+	return &Error{Kind: kind, Message: err.Error(), cause: cause}
 }
 
 // KindOf returns the kind of the first Error in err's chain, Internal when
