@@ -192,7 +192,7 @@ func RunService(ctx context.Context, o ServiceOptions, ready func()) error {
 	}
 	update := func(ctx context.Context, a enrol.Account) error {
 		err := pushAccount(ctx, fleet, at, a)
-		if err != nil && o.CredsFile != "" {
+		if err != nil && o.CredsFile != "" && !errors.Is(err, errAway) {
 			o.Log.Warn("the server does not take this fleet's accounts: revoke there by hand who is to be kept out, with 'nsc revocations add-user' or what the server has",
 				"component", "app", "err", err)
 			return nil
@@ -223,6 +223,10 @@ func pushAccounts(ctx context.Context, fleet config.FleetFolder, update func(con
 	return update(ctx, main)
 }
 
+// errAway is in the chain of an error when the server does not answer: whose
+// accounts it has is not known then.
+var errAway = errors.New("the server is away")
+
 // pushAccount gives the server a new JWT of the account, as a user of its
 // system account.
 func pushAccount(ctx context.Context, fleet config.FleetFolder, at bus.Options, a enrol.Account) error {
@@ -232,6 +236,9 @@ func pushAccount(ctx context.Context, fleet config.FleetFolder, at bus.Options, 
 		return err
 	}
 	conn, err := dialWith(ctx, creds, at)
+	if muster.KindOf(err) == muster.Unavailable {
+		return muster.Errorf(muster.Unavailable, "%w: %w", errAway, err)
+	}
 	if err != nil {
 		return err
 	}

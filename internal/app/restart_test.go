@@ -1,12 +1,16 @@
 package app_test
 
 import (
+	"context"
 	"errors"
+	"log/slog"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/musterfleet/muster"
+	"github.com/musterfleet/muster/internal/app"
 )
 
 // TestRemovedBeforeARestart: a server of one's own begins with what its
@@ -53,5 +57,34 @@ func TestRemovedBeforeARestart(t *testing.T) {
 	})
 	if err := refused(); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestServerThatIsAway: that a server of one's own does not answer says nothing of
+// its accounts. Nobody is asked to revoke by hand, and what it has to know is not
+// taken for said.
+func TestServerThatIsAway(t *testing.T) {
+	f := startFleet(t, carrier{})
+	creds := filepath.Join(f.caller("service"), "nats.creds")
+	f.embedded.end(t)
+	var log lines
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() {
+		o := app.ServiceOptions{Dir: f.dir, CredsFile: creds, Log: slog.New(slog.NewTextHandler(&log, nil))}
+		ended <- app.RunService(ctx, o, func() { t.Error("it is ready") })
+	}()
+	f.until("an attempt", func() error {
+		if !strings.Contains(log.text(), "it tries again") {
+			return errors.New("there was none")
+		}
+		return nil
+	})
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	if strings.Contains(log.text(), "revoke there by hand") {
+		t.Errorf("got %s", log.text())
 	}
 }
