@@ -176,7 +176,7 @@ func (p *program) outcomes(ctx context.Context, c SDK, all []client.Status) erro
 	l := &listing{p: p, c: c}
 	for _, s := range all {
 		if err := l.add(ctx, s); err != nil {
-			return err
+			return errors.Join(err, l.end())
 		}
 	}
 	return l.end()

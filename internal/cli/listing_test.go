@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"io"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -56,6 +57,20 @@ func TestMissingOutputIsTold(t *testing.T) {
 			t.Errorf("%s: output_error is %q, stderr %q", format, why, got[0]["stderr"])
 		}
 		if code != ExitError || !strings.Contains(errs, "stdout of S1 on a") || !strings.Contains(errs, "hint: ask again") {
+			t.Errorf("%s: got exit code %d and %q", format, code, errs)
+		}
+	}
+}
+
+// Without room for output nothing more is fetched, and the document is whole.
+func TestNoRoomForOutput(t *testing.T) {
+	t.Setenv("TMPDIR", filepath.Join(t.TempDir(), "missing"))
+	for _, format := range []string{"json", "jsonl", "yaml"} {
+		code, out, errs := tryWith(t.Context(), withOutput("here", strings.Repeat("x\n", spoolSmall)), "run", "-t", "all", "-o", format, "--", "x")
+		if got := parseOutcomes(t, format, out); len(got) != 1 || got[0]["stdout"] != "here" {
+			t.Errorf("%s: got %v", format, got)
+		}
+		if code != ExitError || !strings.Contains(errs, "TMPDIR can name a folder") {
 			t.Errorf("%s: got exit code %d and %q", format, code, errs)
 		}
 	}

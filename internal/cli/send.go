@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -431,7 +432,7 @@ func (s *sending) summary(ctx context.Context, w *watch, all []client.Status, no
 			continue // printed when it came
 		}
 		if err := doc.add(ctx, status); err != nil {
-			return err
+			return errors.Join(err, doc.end())
 		}
 	}
 	for _, n := range notSent {
