@@ -245,9 +245,9 @@ func (s *survey) ping(ctx context.Context, conn *bus.Conn) error {
 	over := time.AfterFunc(wait, stop)
 	defer over.Stop()
 	subjects, question := conn.Subjects(), rand.Text()
-	err := conn.AskAll(asking, subjects.Ping(), []byte(question), subjects.Alive(bus.AnyMailbox, ">"), func(data []byte) bool {
-		var b muster.Beat
-		if json.Unmarshal(data, &b) != nil || b.Ping != question {
+	err := conn.AskAll(asking, subjects.Ping(), []byte(question), subjects.Alive(bus.AnyMailbox, ">"), func(subject string, data []byte) bool {
+		b, ok := subjects.BeatOf(subject, data)
+		if !ok || b.Ping != question {
 			return true
 		}
 		n := s.nodes[b.Node]

@@ -231,7 +231,7 @@ func questionIsAnswered(t *testing.T, f fleet) {
 		ctx, cancel := context.WithTimeout(f.ctx(), time.Second)
 		defer cancel()
 		var got string
-		err := op.AskAll(ctx, op.Subjects().Ping(), []byte("who"), op.Subjects().Alive(bus.AnyMailbox, "answers"), func(data []byte) bool {
+		err := op.AskAll(ctx, op.Subjects().Ping(), []byte("who"), op.Subjects().Alive(bus.AnyMailbox, "answers"), func(_ string, data []byte) bool {
 			got = string(data)
 			return false
 		})

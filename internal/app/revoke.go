@@ -239,9 +239,9 @@ func countCurrent(ctx context.Context, conn *bus.Conn, mark string, names map[mu
 	ctx, cancel := context.WithTimeout(ctx, nodesWait)
 	defer cancel()
 	s := conn.Subjects()
-	err = conn.AskAll(ctx, s.Ping(), []byte(bus.RevokedPing+mark), s.Alive(bus.AnyMailbox, ">"), func(data []byte) bool {
-		var b muster.Beat
-		if json.Unmarshal(data, &b) != nil || b.Revoked != mark {
+	err = conn.AskAll(ctx, s.Ping(), []byte(bus.RevokedPing+mark), s.Alive(bus.AnyMailbox, ">"), func(subject string, data []byte) bool {
+		b, ok := s.BeatOf(subject, data)
+		if !ok || b.Revoked != mark {
 			return true
 		}
 		if counted, known := names[b.Node]; known && !counted {

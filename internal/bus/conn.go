@@ -277,7 +277,7 @@ func (c *Conn) Ask(ctx context.Context, subject string, data []byte) ([]byte, er
 // AskAll publishes a question and calls answer for each message on the subject
 // of answers, until it returns false or ctx ends. The end of ctx is no error: it
 // bounds the wait.
-func (c *Conn) AskAll(ctx context.Context, subject string, data []byte, answers string, answer func([]byte) bool) error {
+func (c *Conn) AskAll(ctx context.Context, subject string, data []byte, answers string, answer func(subject string, data []byte) bool) error {
 	sub, err := c.nc.SubscribeSync(answers)
 	if err != nil {
 		return natsError(err, "ask "+subject)
@@ -293,7 +293,7 @@ func (c *Conn) AskAll(ctx context.Context, subject string, data []byte, answers 
 			return nil
 		case err != nil:
 			return natsError(err, "ask "+subject)
-		case !answer(m.Data):
+		case !answer(m.Subject, m.Data):
 			return nil
 		}
 	}

@@ -2,6 +2,7 @@ package bus
 
 import (
 	"crypto/rand"
+	"encoding/json"
 	"fmt"
 	"hash/fnv"
 	"strconv"
@@ -283,6 +284,16 @@ func (s Subjects) EventOf(subject string) (string, muster.NodeName, bool) {
 func (s Subjects) NodeOf(subject, purpose string) (muster.NodeName, bool) {
 	_, n, ok := s.rest(subject, purpose, 1)
 	return n, ok
+}
+
+// BeatOf reads a heartbeat. It is not ok when the node that it names is not the
+// one of the subject, which the broker has checked.
+func (s Subjects) BeatOf(subject string, data []byte) (b muster.Beat, ok bool) {
+	n, ok := s.NodeOf(subject, "alive")
+	if !ok || json.Unmarshal(data, &b) != nil || b.Node != n {
+		return muster.Beat{}, false
+	}
+	return b, true
 }
 
 // MailboxOf finds the mailbox of a node among the subjects to which its

@@ -165,3 +165,17 @@ func FuzzSubjects(f *testing.F) {
 		}
 	})
 }
+
+// Nobody says that another is there.
+func FuzzBeatOf(f *testing.F) {
+	s := Subjects{Prefix: DefaultPrefix, Shards: 16}
+	f.Add(s.Alive("box", "a.b"), []byte(`{"node":"a.b","ping":"x"}`))
+	f.Add(s.Alive("box", "a.b"), []byte(`{"node":"c"}`))
+	f.Fuzz(func(t *testing.T, subject string, data []byte) {
+		if b, ok := s.BeatOf(subject, data); ok {
+			if n, of := s.NodeOf(subject, "alive"); !of || b.Node != n {
+				t.Errorf("%q says %q", subject, data)
+			}
+		}
+	})
+}
