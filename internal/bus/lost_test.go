@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -120,4 +121,31 @@ func loseOne(t *testing.T, l *link, c *bus.Conn, n int, last, follow bool, frame
 	if !slices.Equal(got, want) {
 		t.Errorf("got %v", got)
 	}
+}
+
+// TestReadWhatIsRemoved: a reading ends though what it was told to be there has been
+// removed before it came.
+func TestReadWhatIsRemoved(t *testing.T) {
+	with(t, func(t *testing.T, l *link, c *bus.Conn) {
+		must(t, c.Put(t.Context(), bus.Outgoing{Subject: c.Subjects().Control("box", "n")}))
+		removed := make(chan error, 1)
+		var once sync.Once
+		wire := &lossyLink{link: link{b: l.b}, lose: func(line string) bool {
+			if !strings.Contains(line, "CONSUMER.MSG.NEXT") {
+				return false
+			}
+			once.Do(func() { go func() { removed <- c.Purge(t.Context(), bus.StreamControl, ">") }() })
+			return true
+		}}
+		reader, err := bus.Dial(t.Context(), bus.Options{InProcess: wire})
+		must(t, err)
+		defer reader.Close()
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		must(t, reader.Read(ctx, bus.Query{Stream: bus.StreamControl}, func(bus.Stored) error {
+			t.Error("a message came")
+			return nil
+		}))
+		must(t, <-removed)
+	})
 }

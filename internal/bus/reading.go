@@ -47,7 +47,12 @@ func (r *reading) attempt(ctx context.Context) error {
 		return natsError(err, "read stream "+r.q.Stream)
 	}
 	info := consumer.CachedInfo()
-	defer r.c.dropConsumer(r.q.Stream, info.Name)
+	defer func() {
+		if now := consumer.CachedInfo(); now != nil { // the library may have replaced it
+			info = now
+		}
+		r.c.dropConsumer(r.q.Stream, info.Name)
+	}()
 	if info.NumPending == 0 && !r.follow {
 		return nil
 	}
@@ -69,8 +74,12 @@ func (r *reading) attempt(ctx context.Context) error {
 		case ctx.Err() != nil:
 			return ctx.Err()
 		case errors.Is(err, context.DeadlineExceeded):
-			if watch.lost(ctx) {
+			watch.look(ctx)
+			switch {
+			case watch.lost:
 				return errLost
+			case watch.nothing && !r.follow:
+				return nil
 			}
 			continue
 		case err != nil:
@@ -115,27 +124,30 @@ type lossWatch struct {
 	name     string // of the broker's consumer, which the library may replace
 	got      uint64 // number of its newest message here
 	suspect  bool
+	lost     bool
+	nothing  bool // is left: what was there has been removed meanwhile
 }
 
 func (w *lossWatch) arrived(md *jetstream.MsgMetadata) {
 	w.name, w.got, w.suspect = md.Consumer, md.Sequence.Consumer, false
 }
 
-// lost asks the broker. What it says was sent earlier than its answer, and may
-// be behind that in the client only: the second time in a row it is lost.
-func (w *lossWatch) lost(ctx context.Context) bool {
+// look asks the broker. What it says was sent earlier than its answer, and may be
+// behind that in the client only: the second time in a row it is lost.
+func (w *lossWatch) look(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
 	info, err := w.consumer.Info(ctx)
 	if err != nil {
-		return false // of a connection that ended, its watch tells; of a consumer, the missing beat
+		return // of a connection that ended, its watch tells; of a consumer, the missing beat
 	}
 	if info.Name != w.name {
 		w.name, w.got = info.Name, 0
 	}
-	again := w.suspect
-	w.suspect = info.Delivered.Consumer > w.got || info.NumPending > 0 && info.NumWaiting == 0
-	return again && w.suspect
+	again, missing := w.suspect, info.Delivered.Consumer > w.got
+	w.suspect = missing || info.NumPending > 0 && info.NumWaiting == 0
+	w.lost = again && w.suspect
+	w.nothing = !missing && info.NumPending == 0
 }
 
 // readAhead is how many bytes the broker may send ahead. Counted in messages, as
