@@ -153,7 +153,8 @@ func fullLaneRefuses(t *testing.T, f fleet) {
 		t.Fatal(err)
 	}
 	limit := func(n int64) {
-		if err := op.Setup(f.ctx(), bus.LayoutOptions{Fleet: ff.Fleet.ID, LaneLimit: n}); err != nil {
+		err := f.available(func() error { return op.Setup(f.ctx(), bus.LayoutOptions{Fleet: ff.Fleet.ID, LaneLimit: n}) })
+		if err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -248,7 +249,8 @@ func commandsMove(t *testing.T, f fleet) {
 	if err := op.Put(f.ctx(), commandTo(op, "moves", "0")); err != nil {
 		t.Fatal(err)
 	}
-	if err := app.Reshard(f.ctx(), app.ReshardOptions{Dir: f.dir, Shards: 3}); err != nil {
+	err := f.available(func() error { return app.Reshard(f.ctx(), app.ReshardOptions{Dir: f.dir, Shards: 3}) })
+	if err != nil {
 		t.Fatal(err)
 	}
 	if err := op.Put(f.ctx(), commandTo(op, "moves", "1")); muster.KindOf(err) != muster.Unavailable {
