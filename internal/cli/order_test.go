@@ -171,6 +171,22 @@ func TestOrder(t *testing.T) {
 					return true
 				}))
 			},
+			// called ARGS runs 'muster order ARGS', again when not all machines answered
+			// the call: who has no CPU for the three seconds of a call is in the next one.
+			"called": func(ts *testscript.TestScript, fails bool, args []string) {
+				ts.Check(soon("call that all machines answer", func() bool {
+					err := ts.Exec("muster", append([]string{"order"}, args...)...)
+					for _, late := range []string{"no machine joined", "did not join", "answers within", "are in order"} {
+						if strings.Contains(ts.ReadFile("stderr"), late) {
+							return false
+						}
+					}
+					if (err != nil) != fails {
+						ts.Fatalf("order %q: %v", args, err)
+					}
+					return true
+				}))
+			},
 			// down NAME stops an agent.
 			"down": func(ts *testscript.TestScript, _ bool, args []string) {
 				l := labOf(ts)
