@@ -242,6 +242,7 @@ func TestPipeline(t *testing.T) {
 type slowDisk struct {
 	*link
 	running sync.WaitGroup
+	loses   bool       // then what comes before is lost, and not late
 	mu      sync.Mutex // guards late
 	late    time.Time
 }
@@ -274,6 +275,9 @@ func (d *slowDisk) InProcessConn() (net.Conn, error) {
 			d.mu.Lock()
 			late := d.late
 			d.mu.Unlock()
+			if d.loses && time.Now().Before(late) {
+				continue
+			}
 			time.Sleep(time.Until(late))
 			_, _ = there.Write(p) // what an ended connection was sent is lost
 		}
@@ -310,6 +314,29 @@ func TestPipelineWithASlowDisk(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestLastIsAskedAgain: an answer that is lost holds nobody up for long.
+func TestLastIsAskedAgain(t *testing.T) {
+	with(t, func(t *testing.T, l *link, _ *bus.Conn) {
+		disk := &slowDisk{link: l, loses: true}
+		defer disk.running.Wait()
+		c, err := bus.Dial(t.Context(), bus.Options{InProcess: disk})
+		must(t, err)
+		defer c.Close()
+		_, err = c.Load(t.Context())
+		must(t, err)
+		must(t, c.Put(t.Context(), bus.Outgoing{Subject: c.Subjects().Node("box", "a"), Data: []byte("x")}))
+		synctest.Wait()
+		began := time.Now()
+		disk.mu.Lock()
+		disk.late = began.Add(2 * time.Second)
+		disk.mu.Unlock()
+		m, err := c.Last(t.Context(), bus.StreamNodes, c.Subjects().Node("box", "a"))
+		if took := time.Since(began); err != nil || string(m.Data) != "x" || took > 5*time.Second {
+			t.Errorf("after %s: %q, %v", took, m.Data, err)
+		}
+	})
 }
 
 // take reads n commands and acknowledges those for which ack is true.
