@@ -298,7 +298,12 @@ func (f fleet) again(name muster.NodeName) *bus.Conn {
 func receiptOutlives(t *testing.T, f fleet) {
 	op := f.operator()
 	for _, text := range numbers(0, 3) {
-		if err := op.Put(f.ctx(), commandTo(op, "outlives", text)); err != nil {
+		err := f.available(func() error { // its id has it stored once
+			ctx, cancel := context.WithTimeout(f.ctx(), 10*time.Second)
+			defer cancel()
+			return op.Put(ctx, commandTo(op, "outlives", text))
+		})
+		if err != nil {
 			t.Fatal(err)
 		}
 	}
