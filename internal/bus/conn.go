@@ -299,21 +299,41 @@ func (c *Conn) AskAll(ctx context.Context, subject string, data []byte, answers 
 	}
 }
 
-// requestTries is how often the broker is asked for what it may not hear. A
-// cluster that chooses a leader answers nobody, and one that has lost a server
-// gives every third consumer to that, until it has noticed the loss.
-const requestTries = 10
+// How patient requests are that the broker may not hear.
+const (
+	requestTries = 10                     // times the time of one, if each gets no answer
+	requestAgain = 300 * time.Millisecond // after it has said that it cannot answer now
+)
 
-// patiently makes a request that can be repeated, again when no answer came in
-// time.
-func patiently(ctx context.Context, timeout time.Duration, request func(ctx context.Context) error) (err error) {
-	for range requestTries {
-		try, cancel := context.WithTimeout(ctx, timeout)
-		err = request(try)
-		cancel()
-		if !errors.Is(err, context.DeadlineExceeded) || ctx.Err() != nil {
-			break
+// patiently makes a request that can be repeated again while the broker has no
+// leader, or when no answer came in time: a cluster that chooses a leader may answer
+// nobody for seconds, one that has lost a server gives every third consumer to that
+// until it has noticed the loss, and answers are lost while an account is changed.
+func (c *Conn) patiently(ctx context.Context, timeout time.Duration, request func(ctx context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, requestTries*timeout)
+	defer cancel()
+	for {
+		try, end := context.WithTimeout(ctx, timeout)
+		err := request(try)
+		end()
+		if !leaderless(err) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-c.done:
+			return err
+		case <-time.After(requestAgain):
 		}
 	}
-	return err
+}
+
+func leaderless(err error) bool {
+	const unavailable, notLeader, notActive = 10008, 10009, 10006 // codes of a cluster's API
+	var api *jetstream.APIError
+	if errors.As(err, &api) {
+		return api.ErrorCode == unavailable || api.ErrorCode == notLeader || api.ErrorCode == notActive
+	}
+	return errors.Is(err, context.DeadlineExceeded)
 }

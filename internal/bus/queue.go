@@ -168,9 +168,6 @@ type Stored struct {
 	Pending uint64 // messages that follow now
 }
 
-// lastTries is how often Last asks before it gives up.
-const lastTries = 5
-
 // Last returns the newest message on a subject, or an error of kind NotFound.
 // It asks by a subject that names the wanted one, so that permissions can be
 // exact. That nobody answers may mean that the stream has no leader at the
@@ -178,15 +175,10 @@ const lastTries = 5
 // may be lost, as when the broker changes an account: then it asks again.
 func (c *Conn) Last(ctx context.Context, stream, subject string) (Stored, error) {
 	var m *nats.Msg
-	var err error
-	for range lastTries {
-		try, cancel := context.WithTimeout(ctx, requestTimeout)
-		m, err = c.nc.RequestWithContext(try, c.api+".DIRECT.GET."+stream+"."+subject, nil)
-		cancel()
-		if !errors.Is(err, context.DeadlineExceeded) || ctx.Err() != nil {
-			break
-		}
-	}
+	err := c.patiently(ctx, requestTimeout, func(ctx context.Context) (err error) {
+		m, err = c.nc.RequestWithContext(ctx, c.api+".DIRECT.GET."+stream+"."+subject, nil)
+		return err
+	})
 	if err != nil {
 		if errors.Is(err, nats.ErrNoResponders) {
 			return Stored{}, muster.Errorf(muster.Unavailable, "stream %s does not answer", stream).

@@ -165,7 +165,7 @@ const readerBeat = 20 * time.Second
 const resetTries = 3
 
 func (c *Conn) reader(ctx context.Context, q Query) (consumer jetstream.Consumer, err error) {
-	err = patiently(ctx, requestTimeout, func(ctx context.Context) error {
+	err = c.patiently(ctx, requestTimeout, func(ctx context.Context) error {
 		return c.permitted(ctx, q.Stream, func(ctx context.Context) error {
 			consumer, err = c.js.OrderedConsumer(ctx, q.Stream, q.config())
 			return err

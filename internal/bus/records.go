@@ -2,7 +2,6 @@ package bus
 
 import (
 	"context"
-	"errors"
 	"strings"
 	"time"
 
@@ -17,35 +16,14 @@ import (
 const (
 	recordHistory = 8                // versions of a record that are kept
 	recordTimeout = 10 * time.Second // of reading one: a cluster may be choosing a leader
-	recordAgain   = 300 * time.Millisecond
 )
 
-// leading calls f again while the broker says that it has no leader, or says
-// nothing: where servers are slow, or one was lost, a cluster is without a leader for
-// seconds, and an invitation or a newcomer should not fail for that.
+// leading is patient for as long as a cluster takes to choose a leader: an
+// invitation or a newcomer should not fail for that.
 func (c *Conn) leading(ctx context.Context, f func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, recordTimeout)
 	defer cancel()
-	for {
-		try, end := context.WithTimeout(ctx, requestTimeout)
-		err := f(try)
-		end()
-		if !leaderless(err) {
-			return err
-		}
-		select {
-		case <-ctx.Done():
-			return err
-		case <-c.done:
-			return err
-		case <-time.After(recordAgain):
-		}
-	}
-}
-
-func leaderless(err error) bool {
-	var api *jetstream.APIError
-	return errors.Is(err, context.DeadlineExceeded) || errors.As(err, &api) && api.Code == 503
+	return c.patiently(ctx, requestTimeout, f)
 }
 
 // recordSubject reads the subject of records, which only operators can know,

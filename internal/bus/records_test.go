@@ -22,10 +22,10 @@ func TestLeading(t *testing.T) {
 		took    time.Duration
 	}{
 		"at once":          {[]error{nil}, false, false, 1, nil, 0},
-		"then":             {[]error{none, none, nil}, false, false, 3, nil, 2 * recordAgain},
-		"after a silence":  {[]error{nil}, true, false, 2, nil, requestTimeout + recordAgain},
-		"never":            {[]error{none}, false, false, int(recordTimeout/recordAgain) + 1, none, recordTimeout},
-		"another error":    {[]error{none, wrong}, false, false, 2, wrong, recordAgain},
+		"then":             {[]error{none, none, nil}, false, false, 3, nil, 2 * requestAgain},
+		"after a silence":  {[]error{nil}, true, false, 2, nil, requestTimeout + requestAgain},
+		"never":            {[]error{none}, false, false, int(recordTimeout/requestAgain) + 1, none, recordTimeout},
+		"another error":    {[]error{none, wrong}, false, false, 2, wrong, requestAgain},
 		"the end, as well": {[]error{none}, false, true, 1, none, 0},
 	} {
 		t.Run(name, func(t *testing.T) {

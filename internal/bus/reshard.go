@@ -72,7 +72,7 @@ func (l *layout) seal(ctx context.Context, q Queues, shard int) error {
 		return err
 	}
 	doing, subject := "seal stream "+q.stream(shard), l.c.subjects.sealed(q, shard)
-	err := patiently(ctx, requestTimeout, func(ctx context.Context) error {
+	err := l.c.patiently(ctx, requestTimeout, func(ctx context.Context) error {
 		stream, err := l.c.js.Stream(ctx, q.stream(shard))
 		if err != nil {
 			return err
@@ -88,7 +88,7 @@ func (l *layout) seal(ctx context.Context, q Queues, shard int) error {
 	if err := l.step(ctx); err != nil {
 		return err
 	}
-	err = patiently(ctx, requestTimeout, func(ctx context.Context) error {
+	err = l.c.patiently(ctx, requestTimeout, func(ctx context.Context) error {
 		_, err := l.c.js.Publish(ctx, subject, nil)
 		return err
 	})
@@ -126,7 +126,7 @@ func (l *layout) retireStream(ctx context.Context, q Queues, shard int) (there b
 	name := q.stream(shard)
 	doing := "retire stream " + name
 	var stream jetstream.Stream
-	err = patiently(ctx, requestTimeout, func(ctx context.Context) error {
+	err = l.c.patiently(ctx, requestTimeout, func(ctx context.Context) error {
 		if err := l.c.Purge(ctx, name, l.c.subjects.sealed(q, shard)); err != nil { // only commands count
 			return err
 		}
@@ -141,9 +141,9 @@ func (l *layout) retireStream(ctx context.Context, q Queues, shard int) (there b
 		return true, err
 	}
 	if stream.CachedInfo().State.Msgs > 0 {
-		return true, natsError(dropConsumers(ctx, stream), doing)
+		return true, natsError(l.dropConsumers(ctx, stream), doing)
 	}
-	err = patiently(ctx, requestTimeout, func(ctx context.Context) error { return l.c.js.DeleteStream(ctx, name) })
+	err = l.c.patiently(ctx, requestTimeout, func(ctx context.Context) error { return l.c.js.DeleteStream(ctx, name) })
 	if errors.Is(err, jetstream.ErrStreamNotFound) { // by an earlier try
 		err = nil
 	}
@@ -151,9 +151,9 @@ func (l *layout) retireStream(ctx context.Context, q Queues, shard int) (there b
 }
 
 // dropConsumers removes all consumers of a stream.
-func dropConsumers(ctx context.Context, stream jetstream.Stream) error {
+func (l *layout) dropConsumers(ctx context.Context, stream jetstream.Stream) error {
 	var all []string
-	err := patiently(ctx, listTimeout, func(ctx context.Context) error {
+	err := l.c.patiently(ctx, listTimeout, func(ctx context.Context) error {
 		all = all[:0]
 		names := stream.ConsumerNames(ctx)
 		for n := range names.Name() {
@@ -165,7 +165,7 @@ func dropConsumers(ctx context.Context, stream jetstream.Stream) error {
 		return err
 	}
 	for _, n := range all {
-		err := patiently(ctx, requestTimeout, func(ctx context.Context) error { return stream.DeleteConsumer(ctx, n) })
+		err := l.c.patiently(ctx, requestTimeout, func(ctx context.Context) error { return stream.DeleteConsumer(ctx, n) })
 		if err != nil && !errors.Is(err, jetstream.ErrConsumerNotFound) {
 			return err
 		}

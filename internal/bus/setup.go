@@ -200,14 +200,14 @@ func (l *layout) publish(ctx context.Context, data []byte) (done bool, err error
 	if err := l.step(ctx); err != nil {
 		return false, err
 	}
-	err = patiently(ctx, requestTimeout, func(ctx context.Context) error { return l.c.Purge(ctx, StreamSettings, subject) })
+	err = l.c.patiently(ctx, requestTimeout, func(ctx context.Context) error { return l.c.Purge(ctx, StreamSettings, subject) })
 	if err != nil {
 		return false, err
 	}
 	if err := l.step(ctx); err != nil {
 		return false, err
 	}
-	err = patiently(ctx, requestTimeout, func(ctx context.Context) error {
+	err = l.c.patiently(ctx, requestTimeout, func(ctx context.Context) error {
 		_, err := l.c.js.Publish(ctx, subject, data)
 		return err
 	})
