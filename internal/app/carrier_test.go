@@ -73,13 +73,13 @@ func numbers(from, to int) (all []string) {
 func (f fleet) take(c *bus.Conn, node muster.NodeName, n int, ack func(i int) bool) (got []string) {
 	f.t.Helper()
 	enough := errors.New("enough")
-	ctx := f.ctx()
+	ctx, open := f.ctx(), 0
 	read := func(m bus.Message) error {
 		got = append(got, string(m.Data))
-		if ack(len(got) - 1) {
-			if err := m.Ack(); err != nil {
-				return err
-			}
+		if !ack(len(got) - 1) {
+			open++
+		} else if err := m.Ack(); err != nil {
+			return err
 		}
 		if len(got) == n {
 			return enough
@@ -87,8 +87,16 @@ func (f fleet) take(c *bus.Conn, node muster.NodeName, n int, ack func(i int) bo
 		return nil
 	}
 	err := c.Commands(ctx, node, read)
-	for len(got) == 0 && muster.KindOf(err) == muster.Unavailable && ctx.Err() == nil {
-		err = c.Commands(ctx, node, read) // a busy cluster may be silent at first; an agent begins anew, too
+	gone := func() bool {
+		select {
+		case <-c.Done():
+			return true
+		default:
+			return false
+		}
+	}
+	for open == 0 && muster.KindOf(err) == muster.Unavailable && ctx.Err() == nil && !gone() {
+		err = c.Commands(ctx, node, read) // a busy cluster may be silent; an agent begins anew, too
 	}
 	if err == enough {
 		err = c.Flush(ctx)
