@@ -19,8 +19,8 @@ func TestCheckRevoked(t *testing.T) {
 		want  string
 	}{
 		"no list":            {nil, nodes, ""},
-		"all that are there": {lists, nodes, "ok all 2 nodes"},
-		"one is behind":      {lists, behind, "warn 2 of 3 nodes"},
+		"all that are there": {lists, nodes, "ok the current list of revoked callers is at 2 of 2 nodes"},
+		"one is behind":      {lists, behind, "warn the current list of revoked callers is at 2 of 3 nodes"},
 	} {
 		var h Health
 		checkRevoked(c.lists, c.nodes, &h)
