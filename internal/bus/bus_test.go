@@ -285,6 +285,15 @@ func (d *slowDisk) InProcessConn() (net.Conn, error) {
 	return here, nil
 }
 
+func (d *slowDisk) dial(t *testing.T) *bus.Conn {
+	t.Helper()
+	c, err := bus.Dial(t.Context(), bus.Options{InProcess: d})
+	must(t, err)
+	_, err = c.Load(t.Context())
+	must(t, err)
+	return c
+}
+
 // TestPipelineWithASlowDisk: the broker may take its time for many messages. For one
 // it may not: then the connection is at fault.
 func TestPipelineWithASlowDisk(t *testing.T) {
@@ -292,11 +301,8 @@ func TestPipelineWithASlowDisk(t *testing.T) {
 		with(t, func(t *testing.T, l *link, _ *bus.Conn) {
 			disk := &slowDisk{link: l}
 			defer disk.running.Wait()
-			c, err := bus.Dial(t.Context(), bus.Options{InProcess: disk})
-			must(t, err)
+			c := disk.dial(t)
 			defer c.Close()
-			_, err = c.Load(t.Context())
-			must(t, err)
 			p, err := c.Pipeline()
 			must(t, err)
 			synctest.Wait()
@@ -321,11 +327,8 @@ func TestLastIsAskedAgain(t *testing.T) {
 	with(t, func(t *testing.T, l *link, _ *bus.Conn) {
 		disk := &slowDisk{link: l, loses: true}
 		defer disk.running.Wait()
-		c, err := bus.Dial(t.Context(), bus.Options{InProcess: disk})
-		must(t, err)
+		c := disk.dial(t)
 		defer c.Close()
-		_, err = c.Load(t.Context())
-		must(t, err)
 		must(t, c.Put(t.Context(), bus.Outgoing{Subject: c.Subjects().Node("box", "a"), Data: []byte("x")}))
 		synctest.Wait()
 		began := time.Now()

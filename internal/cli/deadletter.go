@@ -77,19 +77,8 @@ ls'.`,
   muster deadletter show 17 -o json`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			seqs, err := sequences(args)
-			if err != nil {
-				return err
-			}
-			return p.ask(cmd.Context(), func(ctx context.Context, c SDK) error {
-				all, err := c.DeadLetters(ctx, "")
-				if err != nil {
-					return err
-				}
-				d, err := oneDeadLetter(all, seqs[0])
-				if err != nil {
-					return err
-				}
+			return p.namedDeadLetters(cmd.Context(), args, func(_ context.Context, _ SDK, named []client.DeadLetter) error {
+				d := named[0]
 				return show(p, d, func(w io.Writer) error {
 					fmt.Fprintf(w, "seq     %d\nnode    %s\ntime    %s\nreason  %s\nsize    %s\n", d.Seq, d.Node, stamp(d.Time), clean(d.Reason), plural(d.Size, "byte"))
 					_, err := fmt.Fprintf(w, "data    %s\n", strconv.QuoteToGraphic(string(d.Data)))
@@ -108,19 +97,10 @@ func (p *program) deadLetterChange(use, short, long, done, key string, change fu
 		Long:  long,
 		Args:  cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			seqs, err := sequences(args)
-			if err != nil {
-				return err
-			}
-			return p.ask(cmd.Context(), func(ctx context.Context, c SDK) error {
-				all, err := c.DeadLetters(ctx, "")
-				if err != nil {
-					return err
-				}
-				for _, seq := range seqs { // all are looked for before the first is touched
-					if _, err := oneDeadLetter(all, seq); err != nil {
-						return err
-					}
+			return p.namedDeadLetters(cmd.Context(), args, func(ctx context.Context, c SDK, named []client.DeadLetter) error {
+				var seqs []uint64
+				for _, d := range named {
+					seqs = append(seqs, d.Seq)
 				}
 				if dry {
 					return p.deed(map[string]any{"would_be_" + key: seqs}, "dry run: %s would be %s", plural(len(seqs), "dead letter"), done)
@@ -141,12 +121,27 @@ func (p *program) deadLetterChange(use, short, long, done, key string, change fu
 	return cmd
 }
 
-func oneDeadLetter(all []client.DeadLetter, seq uint64) (client.DeadLetter, error) {
-	i := slices.IndexFunc(all, func(d client.DeadLetter) bool { return d.Seq == seq })
-	if i < 0 {
-		return client.DeadLetter{}, muster.Errorf(muster.NotFound, "there is no dead letter %d", seq).WithHint("'muster deadletter ls' lists them")
+// namedDeadLetters calls do with those whose numbers are in args, if all are there.
+func (p *program) namedDeadLetters(ctx context.Context, args []string, do func(ctx context.Context, c SDK, named []client.DeadLetter) error) error {
+	seqs, err := sequences(args)
+	if err != nil {
+		return err
 	}
-	return all[i], nil
+	return p.ask(ctx, func(ctx context.Context, c SDK) error {
+		all, err := c.DeadLetters(ctx, "")
+		if err != nil {
+			return err
+		}
+		var named []client.DeadLetter
+		for _, seq := range seqs {
+			i := slices.IndexFunc(all, func(d client.DeadLetter) bool { return d.Seq == seq })
+			if i < 0 {
+				return muster.Errorf(muster.NotFound, "there is no dead letter %d", seq).WithHint("'muster deadletter ls' lists them")
+			}
+			named = append(named, all[i])
+		}
+		return do(ctx, c, named)
+	})
 }
 
 func sequences(args []string) ([]uint64, error) {
