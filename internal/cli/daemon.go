@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -15,6 +16,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/musterfleet/muster"
+	"github.com/musterfleet/muster/internal/aaa"
 	"github.com/musterfleet/muster/internal/agent"
 	"github.com/musterfleet/muster/internal/app"
 	"github.com/musterfleet/muster/internal/config"
@@ -366,7 +368,7 @@ func (f *agentFlags) complete(p *program, cmd *cobra.Command) (err error) {
 	if f.join != "" && f.joinFile != "" {
 		return usagef(cmd, "--join and --join-file exclude each other")
 	}
-	if f.o.Token, err = p.token(f.join, f.joinFile); err != nil {
+	if f.o.Token, err = p.token(cmd.Context(), f.join, f.joinFile); err != nil {
 		return err
 	}
 	if f.o.Node != "" {
@@ -381,18 +383,19 @@ func (f *agentFlags) complete(p *program, cmd *cobra.Command) (err error) {
 	return nil
 }
 
-// maxToken bounds what is read as a token.
-const maxToken = 64 << 10
+// maxToken bounds what is read as a token: the longest one, and the space
+// between its lines.
+const maxToken = 2 * aaa.MaxToken
 
-func (p *program) token(join, file string) (string, error) {
+func (p *program) token(ctx context.Context, join, file string) (string, error) {
 	from, text := "--join", join
+	var err error
 	switch {
 	case join == "-":
-		b, err := io.ReadAll(io.LimitReader(p.stdin, maxToken))
-		if err != nil {
+		from = "stdin"
+		if text, err = p.tokenOnStdin(ctx); err != nil {
 			return "", fmt.Errorf("read the token from stdin: %w", err)
 		}
-		from, text = "stdin", string(b)
 	case join != "":
 	case file != "":
 		f, err := os.Open(file)
@@ -412,4 +415,58 @@ func (p *program) token(join, file string) (string, error) {
 		return "", usagef(nil, "there is no token in %s", from)
 	}
 	return text, nil
+}
+
+// tokenOnStdin reads a file or pipe to its end, and a terminal until the token
+// is there.
+func (p *program) tokenOnStdin(ctx context.Context) (string, error) {
+	if !p.inTerm {
+		b, err := io.ReadAll(io.LimitReader(p.stdin, maxToken))
+		return string(b), err
+	}
+	p.say("paste the token and press Enter; an empty line ends it")
+	type result struct {
+		text string
+		err  error
+	}
+	// As in question, a read of a terminal cannot be interrupted: when ctx ends
+	// first, the goroutine stays behind until the process ends, which is at once.
+	read := make(chan result, 1)
+	go func() {
+		text, err := pasted(io.LimitReader(p.stdin, maxToken))
+		read <- result{text, err}
+	}()
+	select {
+	case r := <-read:
+		return r.text, r.err
+	case <-ctx.Done():
+		p.say("")
+		return "", ctx.Err()
+	}
+}
+
+// pasted reads lines until they are a whole token. One that is damaged ends with
+// an empty line, and not with its first line: what is left unread of a paste, the
+// shell would run later.
+func pasted(r io.Reader) (string, error) {
+	var text strings.Builder
+	for in := bufio.NewReader(r); ; {
+		line, err := in.ReadString('\n')
+		if errors.Is(err, io.EOF) {
+			return text.String() + line, nil
+		}
+		if err != nil {
+			return "", err
+		}
+		if strings.TrimSpace(line) == "" {
+			if text.Len() > 0 {
+				return text.String(), nil
+			}
+			continue // the paste began with the end of another line
+		}
+		text.WriteString(line)
+		if _, err := aaa.ParseToken(text.String()); err == nil {
+			return text.String(), nil
+		}
+	}
 }
