@@ -115,10 +115,12 @@ func (t Token) Encode() (string, error) {
 	return text, nil
 }
 
-// ParseToken reads a join token. Spaces around it are ignored. It checks every
-// field, but not whether the token expired. Errors never quote the token.
+// ParseToken reads a join token. White space in and around it is ignored, so
+// that it can be handed over in lines of any length; no beginning of a token is
+// one. It checks every field, but not whether the token expired. Errors never
+// quote the token.
 func ParseToken(text string) (Token, error) {
-	text = strings.TrimSpace(text)
+	text = strings.Join(strings.Fields(text), "")
 	if len(text) > MaxToken {
 		return Token{}, muster.Errorf(muster.Invalid, "join token has %d characters; at most %d are allowed", len(text), MaxToken)
 	}
@@ -162,7 +164,7 @@ func ParseToken(text string) (Token, error) {
 
 func damaged(how string) error {
 	return muster.Errorf(muster.Invalid, "join token is damaged: %s", how).
-		WithHint("copy all of it, as one line without spaces")
+		WithHint("copy all of its lines, or hand it over in a file with --join-file")
 }
 
 // inflate decompresses at most maxTokenJSON bytes, whatever the input claims.

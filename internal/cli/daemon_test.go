@@ -6,6 +6,8 @@ import (
 	"crypto/rand"
 	"errors"
 	"io"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -86,6 +88,58 @@ func TestTokenOnATerminal(t *testing.T) {
 	if got, _, _ := joinAt(t, true, token[:50]+"\n\n"); got != token[:50] {
 		t.Errorf("damaged: got %.20q", got)
 	}
+}
+
+// An invitation prints what any terminal takes, however long the policy is, and
+// all ways to hand it over understand it.
+func TestTokenInLines(t *testing.T) {
+	token := testToken(t, 18<<10)
+	var out, errs bytes.Buffer
+	p := &program{stdin: strings.NewReader(""), stdout: &out, stderr: &errs, back: inviteBackend{token: token},
+		env: func(string) string { return "" }, now: func() time.Time { return noon }}
+	if code := run(t.Context(), p, []string{"node", "invite", "web1", "--allow-all"}); code != ExitOK {
+		t.Fatalf("exit code %d: %s", code, &errs)
+	}
+	printed := out.String()
+	for line := range strings.Lines(printed) {
+		if len(line) > 80 {
+			t.Fatalf("a line has %d bytes", len(line))
+		}
+	}
+	file := filepath.Join(t.TempDir(), "token")
+	if err := os.WriteFile(file, []byte(printed), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p.env = func(name string) string { return map[string]string{"MUSTER_JOIN": printed}[name] }
+	for name, read := range map[string]func() (string, error){
+		"terminal": func() (string, error) { s, _, _ := joinAt(t, true, printed); return s, nil },
+		"pipe":     func() (string, error) { s, _, _ := joinAt(t, false, printed); return s, nil },
+		"file":     func() (string, error) { return p.token(t.Context(), "", file) },
+		"argument": func() (string, error) { return p.token(t.Context(), printed, "") },
+		"variable": func() (string, error) { return p.token(t.Context(), "", "") },
+	} {
+		text, err := read()
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		got, err := aaa.ParseToken(text)
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+		} else if again, err := got.Encode(); err != nil || again != token {
+			t.Errorf("%s: another token, %v", name, err)
+		}
+	}
+}
+
+// An inviteBackend makes one token.
+type inviteBackend struct {
+	fakeBackend
+	token string
+}
+
+func (b inviteBackend) Invite(context.Context, app.InviteOptions) (string, error) {
+	return b.token, nil
 }
 
 // Ctrl-C ends the wait for a token.

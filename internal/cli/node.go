@@ -411,7 +411,8 @@ The policy decides on the node who may run what there. Without --allow-all or
 is given one.
 
 The token is a secret until it is used. Hand it over on stdin or in a file: what
-stands in arguments is seen by every user of the machine.`,
+stands in arguments is seen by every user of the machine. It is printed in
+several lines, which all belong to it; -o json has it in one.`,
 		Example: `  muster node invite web1 --allow-all
   muster node invite web1 --expires 24h --policy web-policy.yaml
   muster node invite web1 --allow-all | ssh web1 muster agent --join -`,
@@ -431,8 +432,7 @@ stands in arguments is seen by every user of the machine.`,
 				return err
 			}
 			err = show(p, map[string]any{"node": o.Node, "token": token}, func(w io.Writer) error {
-				_, err := fmt.Fprintln(w, token)
-				return err
+				return inLines(w, token)
 			})
 			p.say("on %s within %s: muster agent --join -   (and paste the token)", o.Node, short(o.TTL))
 			return err
@@ -445,6 +445,21 @@ stands in arguments is seen by every user of the machine.`,
 	cmd.Flags().StringVar(&o.Dir, "state", p.stateDir("fleet"), "folder of the fleet, as given to 'muster init'")
 	setting(cmd.Flags(), "state", "broker.state")
 	return cmd
+}
+
+// tokenWidth is the length of a token's lines: copied from a window of 80 columns
+// they stay whole, and a terminal takes no more than 4,095 bytes as one line (some
+// 1,023).
+const tokenWidth = 76
+
+// inLines writes a token in lines that can be pasted.
+func inLines(w io.Writer, token string) error {
+	for line := range slices.Chunk([]byte(token), tokenWidth) {
+		if _, err := fmt.Fprintf(w, "%s\n", line); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // inviteFlags say what a node is invited with.
