@@ -435,6 +435,9 @@ several lines, which all belong to it; -o json has it in one.`,
 				return inLines(w, token)
 			})
 			p.say("on %s within %s: muster agent --join -   (and paste the token)", o.Node, short(o.TTL))
+			if o.Policy == "" {
+				p.say("no policy goes with this invitation: %s will deny every command until it has one (--policy FILE or --allow-all gives it one)", o.Node)
+			}
 			return err
 		},
 	}

@@ -1,6 +1,9 @@
 package cli
 
 import (
+	"bytes"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -26,6 +29,32 @@ func TestQueueOfANodeThatIsAway(t *testing.T) {
 		_, out, errs := try(t.Context(), f, strings.Fields(test.args)...)
 		if !strings.Contains(out, test.want) {
 			t.Errorf("%s: got %q and %q, want %q", test.args, out, errs, test.want)
+		}
+	}
+}
+
+// Without a policy all that a new node does is to refuse, which is said in time.
+// It stands on stderr: stdout is the token's alone.
+func TestInvitationSaysThatThereIsNoPolicy(t *testing.T) {
+	policy := filepath.Join(t.TempDir(), "web.yaml")
+	if err := os.WriteFile(policy, []byte(allowAllPolicy), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, test := range []struct {
+		args []string
+		want bool
+	}{
+		{nil, true},
+		{[]string{"--allow-all"}, false},
+		{[]string{"--policy", policy}, false},
+	} {
+		var out, errs bytes.Buffer
+		p := &program{stdin: strings.NewReader(""), stdout: &out, stderr: &errs, back: inviteBackend{token: "token"},
+			env: func(string) string { return "" }, now: func() time.Time { return noon }}
+		code := run(t.Context(), p, append([]string{"node", "invite", "web1"}, test.args...))
+		said := strings.Contains(errs.String(), "web1 will deny every command")
+		if code != ExitOK || out.String() != "token\n" || said != test.want {
+			t.Errorf("%v: exit code %d, %q and %q", test.args, code, &out, &errs)
 		}
 	}
 }
