@@ -15,6 +15,7 @@ import (
 
 	"github.com/musterfleet/muster"
 	"github.com/musterfleet/muster/client"
+	"github.com/musterfleet/muster/internal/aaa"
 	"github.com/musterfleet/muster/internal/app"
 	"github.com/musterfleet/muster/internal/enrol"
 )
@@ -488,6 +489,9 @@ func (f *inviteFlags) complete(cmd *cobra.Command, o *app.InviteOptions) error {
 		b, err := os.ReadFile(f.policy)
 		if err != nil {
 			return fmt.Errorf("read the policy: %w", err)
+		}
+		if _, err := aaa.ParsePolicy(f.policy, b); err != nil {
+			return err // it names the file, which nobody can who has the text alone
 		}
 		o.Policy = string(b)
 	}

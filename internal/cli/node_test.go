@@ -58,3 +58,14 @@ func TestInvitationSaysThatThereIsNoPolicy(t *testing.T) {
 		}
 	}
 }
+
+func TestInvitationNamesThePolicyThatIsWrong(t *testing.T) {
+	policy := filepath.Join(t.TempDir(), "bad.yaml")
+	if err := os.WriteFile(policy, []byte("rules:\n  - name: x\n    effekt: allow\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	code, out, errs := try(t.Context(), nil, "node", "invite", "web1", "--policy", policy)
+	if code != ExitError || out != "" || !strings.Contains(errs, policy+":3: unknown key") {
+		t.Errorf("exit code %d, %q and %q", code, out, errs)
+	}
+}
