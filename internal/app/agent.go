@@ -140,6 +140,9 @@ func join(ctx context.Context, o AgentOptions, orders *orders) error {
 		}
 		o.Log.Info("the broker refuses this node, which may have been removed; it joins again", "component", "app", "node", token.Node)
 	}
+	if file := config.PolicyFile(o.StateDir); keepsPolicy(file, token.Policy) {
+		o.Log.Warn("this node has a policy of its own, which stays; the one that came with the token is not used", "component", "app", "node", token.Node, "file", file)
+	}
 	for wait := time.Second; ; wait = min(2*wait, 30*time.Second) {
 		err := enrol.Rejoin(ctx, token, o.StateDir, time.Now(), o.Log)
 		if hints := orders.hints(token.CAPEM != ""); away(err) && len(hints) > 0 && ctx.Err() == nil {
@@ -156,6 +159,12 @@ func join(ctx context.Context, o AgentOptions, orders *orders) error {
 			return muster.Errorf(muster.Interrupted, "stopped before this node could join: %w", err)
 		}
 	}
+}
+
+// keepsPolicy reports whether the file is there and is not what a token brings.
+func keepsPolicy(file, brought string) bool {
+	own, err := os.ReadFile(file)
+	return brought != "" && !errors.Is(err, os.ErrNotExist) && string(own) != brought
 }
 
 // refused reports whether the broker is there and refuses the credentials of a

@@ -1,16 +1,20 @@
 package app_test
 
 import (
+	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/musterfleet/muster"
 	"github.com/musterfleet/muster/internal/aaa"
+	"github.com/musterfleet/muster/internal/app"
 	"github.com/musterfleet/muster/internal/bus"
 	"github.com/musterfleet/muster/internal/config"
 	"github.com/musterfleet/muster/internal/enrol"
@@ -204,4 +208,44 @@ func removalDisturbsNobody(t *testing.T, f fleet) {
 	}
 	cancel()
 	<-ended
+}
+
+// TestTheOwnPolicyStaysAndTheAgentSaysSo: whoever sends a policy with a token
+// would else believe that it is in force.
+func TestTheOwnPolicyStaysAndTheAgentSaysSo(t *testing.T) {
+	const brought, own = "rules: [{name: all, effect: allow, methods: [\"*\"]}]\n", "# nothing is allowed here\n"
+	f := startFleet(t, carrier{})
+	for i, test := range []struct {
+		there string // in policy.yaml, before
+		stays bool
+	}{{"", false}, {brought, false}, {own, true}} {
+		o := invitation(f, muster.NodeName(fmt.Sprint("n", i)))
+		o.Policy = brought
+		token, err := app.Invite(f.ctx(), o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		dir := t.TempDir()
+		if test.there != "" {
+			if err := os.WriteFile(config.PolicyFile(dir), []byte(test.there), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		ctx, joined := context.WithCancel(f.ctx())
+		var log bytes.Buffer
+		err = app.RunAgent(ctx, app.AgentOptions{StateDir: dir, Token: token, Ready: joined, Log: slog.New(slog.NewTextHandler(&log, nil))})
+		if err != nil && !errors.Is(err, context.Canceled) {
+			t.Fatalf("%v\n%s", err, &log)
+		}
+		want := brought
+		if test.stays {
+			want = own
+		}
+		if text, err := os.ReadFile(config.PolicyFile(dir)); err != nil || string(text) != want {
+			t.Errorf("%q: the policy is %q, %v", test.there, text, err)
+		}
+		if said := strings.Contains(log.String(), "the one that came with the token is not used"); said != test.stays {
+			t.Errorf("%q: the agent says\n%s", test.there, &log)
+		}
+	}
 }
