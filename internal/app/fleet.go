@@ -66,6 +66,11 @@ func Init(o InitOptions) (InitResult, error) {
 	if err != nil {
 		return InitResult{}, err
 	}
+	// Before the context: whoever makes a fleet a second time has both, and
+	// another name for the context would not help.
+	if err := config.NoFleet(dir); err != nil {
+		return InitResult{}, err
+	}
 	if c, err := config.ReadContext(contextDir); err == nil && !o.Replace {
 		return InitResult{}, muster.Errorf(muster.Conflict, "there is a context %q already, which leads to fleet %s", o.Context, c.Fleet).
 			WithHint("name another one with --context")

@@ -97,14 +97,27 @@ func (f FleetFolder) AccountsDir() string { return f.path("accounts") }
 // FleetExists reports whether there is a fleet in the folder.
 func FleetExists(dir string) bool { return exists(filepath.Join(dir, "fleet.yaml")) }
 
+// NoFleet returns an error of the kind [muster.Conflict] if a fleet, or a part
+// of one, is in the folder.
+func NoFleet(dir string) error {
+	switch {
+	case FleetExists(dir):
+		return muster.Errorf(muster.Conflict, "there is a fleet in %s already", dir).
+			WithHint("'muster broker' runs it, 'muster context make' makes contexts for it; another fleet needs another folder (--state) and another context (--context)")
+	case exists(filepath.Join(dir, "keys.json")): // a crash left it
+		return muster.Errorf(muster.Conflict, "there is a fleet in %s that was not completed", dir).
+			WithHint("choose another folder with --state, or remove this one")
+	}
+	return nil
+}
+
 // CreateFleet writes a new fleet's folder. It never overwrites one.
 func CreateFleet(f FleetFolder, issuer *aaa.Issuer) error {
 	if err := f.Fleet.validate(f.path("fleet.yaml")); err != nil {
 		return err
 	}
-	if exists(f.path("fleet.yaml")) || exists(f.path("keys.json")) {
-		return muster.Errorf(muster.Conflict, "there is a fleet in %s already", f.Dir).
-			WithHint("choose another folder; a fleet's keys cannot be made again")
+	if err := NoFleet(f.Dir); err != nil {
+		return err
 	}
 	for _, d := range []string{f.Dir, f.path("tls"), f.StoreDir()} {
 		if err := makeFolder(d); err != nil {
