@@ -161,6 +161,7 @@ func TestExitCodes(t *testing.T) {
 		{"denied", two(true), map[muster.NodeName]client.Status{"a": denied, "bb": denied}, "run -t all -- true", ExitDenied},
 		{"nothing matched", two(true), nil, "run -t c -- true", ExitNothing},
 		{"bad selector", two(true), nil, "run -t (a -- true", ExitUsage},
+		{"bad host", nil, nil, "init --host a/b", ExitUsage},
 		{"no selector", two(true), nil, "run -- true", ExitUsage},
 		{"bad input", two(true), nil, "send echo -t all nonsense=1", ExitUsage},
 		{"unknown method", two(true), nil, "send ecko -t all", ExitError},

@@ -101,6 +101,11 @@ machine alone.`,
   muster init --name lab --state ./lab --context lab`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			for _, host := range o.Hosts {
+				if err := config.ValidateHost(host); err != nil {
+					return usagef(cmd, "--host: %w", err)
+				}
+			}
 			o.Context = p.context
 			before, by, err := config.Chosen()
 			if err != nil {

@@ -186,3 +186,16 @@ func TestRevocationsLast(t *testing.T) {
 		t.Errorf("damaged: %v", err)
 	}
 }
+
+func TestValidateHost(t *testing.T) {
+	for _, good := range []string{"broker", "broker.example.net", "broker.example.net.", "my_broker-2", "10.0.0.1", "::1", strings.Repeat("a", 253)} {
+		if err := config.ValidateHost(good); err != nil {
+			t.Error(err)
+		}
+	}
+	for _, bad := range []string{"", ".", "bad host", "a..b", "broker:4222", "tls://broker", "[::1]", "a/b", "a\n", "a@b", strings.Repeat("a", 254)} {
+		if err := config.ValidateHost(bad); muster.KindOf(err) != muster.Invalid {
+			t.Errorf("%q: %v", bad, err)
+		}
+	}
+}

@@ -7,6 +7,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"syscall"
@@ -69,6 +70,19 @@ func ValidateURL(text string) error {
 	}
 	return nil
 }
+
+// ValidateHost checks the name or IP address of a machine, without a port.
+func ValidateHost(host string) error {
+	if net.ParseIP(host) != nil || len(host) <= maxHost && hostName.MatchString(host) {
+		return nil
+	}
+	return muster.Errorf(muster.Invalid, "%.80q is neither a host name nor an IP address", host)
+}
+
+const maxHost = 253 // characters, of DNS
+
+// Underscores are no part of names by the book, but are in use.
+var hostName = regexp.MustCompile(`^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.?$`)
 
 // Loopback reports whether a host is this machine and no other can reach it.
 func Loopback(host string) bool {
