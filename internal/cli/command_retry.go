@@ -21,7 +21,8 @@ func (p *program) commandRetry() *cobra.Command {
 		Short: "Send again to the nodes where a command did not end well",
 		Long: `Send the same method and input again, under a new id, to those nodes where the
 command failed, expired, was cancelled or refused, or where it is unknown what
-became of it. Where it is done or has not ended, nothing is sent.
+became of it. Where it is done or has not ended, nothing is sent; nor is it to
+nodes that were removed from the fleet.
 
 Look first what happened: a command that failed, or that is unknown, may have
 had a part of its effect.
@@ -61,9 +62,12 @@ func (f *sendFlags) addRetry(fs *pflag.FlagSet) {
 }
 
 func (p *program) retry(ctx context.Context, c SDK, f *sendFlags, flags *pflag.FlagSet, key muster.Key) error {
-	first, nodes, err := endedBadly(ctx, c, key)
+	first, nodes, gone, err := endedBadly(ctx, c, key)
 	if err != nil {
 		return err
+	}
+	for _, n := range gone {
+		p.say("%s %s is in the fleet no more; nothing is sent there", p.errTerm.paint(yellow, "warning:"), n)
 	}
 	f.carryOver(flags, first)
 	r, err := f.request(p.now(), first.Method, first.Input, nodes)
@@ -90,31 +94,36 @@ func (p *program) retry(ctx context.Context, c SDK, f *sendFlags, flags *pflag.F
 	return s.receipt(receipt, nodes)
 }
 
-// endedBadly returns the first command of a key that did not end well, and the
-// nodes of all that did not. It takes no longer than patience.
-func endedBadly(ctx context.Context, c SDK, key muster.Key) (first client.Status, nodes []client.Node, err error) {
+// endedBadly returns the first command of a key that did not end well, the nodes
+// of all that did not, and which nodes of such commands were removed: a machine
+// that gets the name later must not get the command. It takes no longer than
+// patience.
+func endedBadly(ctx context.Context, c SDK, key muster.Key) (first client.Status, nodes []client.Node, gone []muster.NodeName, err error) {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	all, err := c.Command(ctx, key)
 	if err != nil {
-		return first, nil, err
+		return first, nil, nil, err
 	}
 	all = slices.DeleteFunc(all, func(s client.Status) bool { return !s.State.Final() || s.State == muster.Done })
 	if len(all) == 0 {
-		return first, nil, muster.Errorf(muster.NothingFound, "nothing to retry: no command of %s has ended badly", strings.TrimSuffix(key.String(), "@")).WithHint("'muster command show %s' shows the states", key.ID)
+		return first, nil, nil, muster.Errorf(muster.NothingFound, "nothing to retry: no command of %s has ended badly", strings.TrimSuffix(key.String(), "@")).WithHint("'muster command show %s' shows the states", key.ID)
 	}
 	known, err := c.Nodes(ctx)
 	if err != nil {
-		return first, nil, err
+		return first, nil, nil, err
 	}
 	for _, s := range all {
-		n := client.Node{Name: s.Node}
 		if i := slices.IndexFunc(known, func(n client.Node) bool { return n.Name == s.Node }); i >= 0 {
-			n = known[i]
+			nodes = append(nodes, known[i])
+		} else {
+			gone = append(gone, s.Node)
 		}
-		nodes = append(nodes, n)
 	}
-	return all[0], nodes, nil
+	if len(nodes) == 0 {
+		return first, nil, nil, muster.Errorf(muster.NothingFound, "no node %s in the fleet any more", nodesText(gone))
+	}
+	return all[0], nodes, gone, nil
 }
 
 // carryOver takes from an earlier command what the flags do not say.

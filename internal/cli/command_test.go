@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -10,14 +11,14 @@ import (
 	"github.com/musterfleet/muster/client"
 )
 
-// retrying knows one command that failed.
+// retrying knows the commands of one send.
 type retrying struct {
 	fakeSDK
-	first client.Status
+	first []client.Status
 }
 
 func (f *retrying) Command(context.Context, muster.Key) ([]client.Status, error) {
-	return []client.Status{f.first}, nil
+	return slices.Clone(f.first), nil
 }
 
 func TestRetryAsTheFirstTime(t *testing.T) {
@@ -40,7 +41,7 @@ func TestRetryAsTheFirstTime(t *testing.T) {
 			client.Request{Deadline: noon.Add(client.DefaultLifetime)}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			f := &retrying{fakeSDK{nodes: two(true)}, test.first}
+			f := &retrying{fakeSDK{nodes: two(true)}, []client.Status{test.first}}
 			code, _, errs := tryWith(t.Context(), f, append([]string{"command", "retry", "S0"}, test.args...)...)
 			if code != ExitOK || len(f.sent) != 1 {
 				t.Fatalf("got exit code %d and %d sends: %s", code, len(f.sent), errs)
@@ -85,11 +86,41 @@ func TestShowLeftOver(t *testing.T) {
 	s := endedAs(muster.Unknown, 0, "")
 	s.ID, s.Node = "S0", "a"
 	s.Result = &muster.Result{Child: &muster.Child{PID: 4711, Started: noon, Ended: 3}}
-	f := &retrying{fakeSDK{nodes: two(true)}, s}
+	f := &retrying{fakeSDK{nodes: two(true)}, []client.Status{s}}
 	if _, out, _ := tryWith(t.Context(), f, "command", "show", "S0"); !strings.Contains(out, "left over process 4711, started "+stamp(noon)+", and 2 more, ended by the next agent\n") {
 		t.Errorf("got\n%s", out)
 	}
 	if _, out, _ := tryWith(t.Context(), f, "command", "show", "S0", "-o", "jsonl"); !strings.Contains(out, `"child":{"pid":4711,`) {
 		t.Errorf("got\n%s", out)
+	}
+}
+
+// A machine that gets the name of a node that was removed must not get what was
+// sent to that.
+func TestRetrySendsNothingToANodeThatWasRemoved(t *testing.T) {
+	failed := func(n muster.NodeName) client.Status {
+		return client.Status{ID: "S0", Node: n, Method: "echo", Input: []byte(`{"text":"x"}`), State: muster.Failure}
+	}
+	for _, test := range []struct {
+		name  string
+		first []client.Status
+		code  int
+		sent  []muster.NodeName
+		say   string
+	}{
+		{"it alone", []client.Status{failed("web3")}, ExitNothing, nil, "error: no node web3 in the fleet any more"},
+		{"and another", []client.Status{failed("a"), failed("web3")}, ExitOK, []muster.NodeName{"a"}, "warning: web3 is in the fleet no more"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			f := &retrying{fakeSDK{nodes: two(true)}, test.first}
+			code, _, errs := tryWith(t.Context(), f, "command", "retry", "S0")
+			var sent []muster.NodeName
+			for _, r := range f.sent {
+				sent = append(sent, r.Nodes...)
+			}
+			if code != test.code || !slices.Equal(sent, test.sent) || !strings.Contains(errs, test.say) {
+				t.Errorf("got exit code %d, sent to %v: %s", code, sent, errs)
+			}
+		})
 	}
 }
