@@ -35,7 +35,7 @@ type DevOptions struct {
 	Exe          string // muster itself; default this program
 	Out          io.Writer
 	RestartAfter time.Duration // of an agent that died; default 10 s
-	ContextName  string        // default "dev"
+	ContextName  string        // default "dev"; current when no other one is
 	Log          *slog.Logger
 }
 
@@ -98,7 +98,7 @@ func RunDev(ctx context.Context, o DevOptions) error {
 // A dev is one development fleet.
 type dev struct {
 	o          DevOptions
-	switched   string     // what became of the context that was current before
+	current    string     // another context that is the current one, "" if ours is
 	orderPorts []int      // of the first nodes: where Orders come in
 	mu         sync.Mutex // held to write to Out
 }
@@ -145,22 +145,16 @@ func (d *dev) print(f string, a ...any) {
 
 // prepare makes the fleet if there is none, and the context that leads to it.
 func (d *dev) prepare() error {
-	before, by, err := config.Chosen()
-	switch {
-	case err != nil:
+	free, err := d.chosen()
+	if err != nil {
 		return err
-	case before == "" || before == d.o.ContextName:
-	case by == "MUSTER_CONTEXT":
-		d.switched = fmt.Sprintf(", but MUSTER_CONTEXT chooses %q:\nunset it, or add --context %s to what follows", before, d.o.ContextName)
-	default:
-		d.switched = fmt.Sprintf(" and is the current one now.\nThe one before was %q; back to it: muster context use %s", before, before)
 	}
 	if !config.FleetExists(d.fleetDir()) {
 		port, err := freePort()
 		if err != nil {
 			return err
 		}
-		_, err = Init(InitOptions{Dir: d.fleetDir(), Name: "dev", Port: port, Context: d.o.ContextName, Replace: true})
+		_, err = Init(InitOptions{Dir: d.fleetDir(), Name: "dev", Port: port, Context: d.o.ContextName, Replace: true, Aside: !free})
 		return err
 	}
 	fleet, err := config.OpenFleet(d.fleetDir())
@@ -177,7 +171,30 @@ func (d *dev) prepare() error {
 			return err
 		}
 	}
+	if !free {
+		return nil
+	}
 	return config.SetCurrent(d.o.ContextName)
+}
+
+// chosen finds out which context is the current one. It is free when there is
+// none: one that the user has chosen, maybe of a real fleet, stays.
+func (d *dev) chosen() (free bool, err error) {
+	name, by, err := config.Chosen()
+	if err != nil || name == "" {
+		return true, err
+	}
+	all, err := config.Contexts()
+	if err != nil {
+		return false, err
+	}
+	if by != "MUSTER_CONTEXT" && !slices.Contains(all, name) { // it is gone
+		return true, nil
+	}
+	if name != d.o.ContextName {
+		d.current = name
+	}
+	return false, nil
 }
 
 // lasts reports whether a context's identity is good for another day.
@@ -230,7 +247,7 @@ func (d *dev) runNodes(ctx context.Context) error {
 	var running sync.WaitGroup
 	defer running.Wait()
 	defer cancel()
-	d.print("%-10s %-8s %s\n", "NODE", "PID", "STATE")
+	d.print("%-10s %-8s %s\n", "NODE", "PID", "FOLDER")
 	for k := 1; k <= d.o.Nodes; k++ {
 		c, err := d.start(ctx, k)
 		if err != nil {
@@ -239,10 +256,33 @@ func (d *dev) runNodes(ctx context.Context) error {
 		d.print("%-10s %-8d %s\n", d.nodeName(k), c.cmd.Process.Pid, d.nodeDir(k))
 		running.Go(func() { d.supervise(ctx, k, c) })
 	}
-	d.print("\nThe context %q leads here%s.\n\nTry, in another terminal:\n\n  muster node ls\n  muster run -t all -- uname -a\n  muster run -t role=web -- uptime\n\nand without the broker:\n\n  muster order neighbours --constellation %s --peer 127.0.0.1:%d\n\nCtrl-C ends it; the state stays in %s.\n",
-		d.o.ContextName, d.switched, d.constellationFile(), d.orderPorts[0], d.o.Dir)
+	d.tips()
 	<-ctx.Done()
 	return nil
+}
+
+// tips say what can be done with the fleet.
+func (d *dev) tips() {
+	context, muster := fmt.Sprintf("The context %q leads here.", d.o.ContextName), "muster"
+	if d.current != "" {
+		context = fmt.Sprintf("The context %q leads here; the current one is %q and stays that.", d.o.ContextName, d.current)
+		muster += " --context " + d.o.ContextName
+	}
+	d.print(`
+%s
+
+Try, in another terminal:
+
+  %[2]s node ls
+  %[2]s run -t all -- uname -a
+  %[2]s run -t role=web -- uptime
+
+and without the broker:
+
+  muster order neighbours --constellation %[3]s --peer 127.0.0.1:%[4]d
+
+Ctrl-C ends it; the state stays in %[5]s.
+`, context, muster, d.constellationFile(), d.orderPorts[0], d.o.Dir)
 }
 
 // orderFlags have a node take part in Orders, on loopback alone.

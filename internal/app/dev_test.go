@@ -20,6 +20,7 @@ import (
 	"github.com/musterfleet/muster"
 	"github.com/musterfleet/muster/internal/app"
 	"github.com/musterfleet/muster/internal/bus"
+	"github.com/musterfleet/muster/internal/config"
 )
 
 // A running is one RunDev, whose lines can be waited for.
@@ -113,6 +114,39 @@ func TestDev(t *testing.T) {
 		t.Error("the agent of the second start did not come")
 	}
 	d.end()
+}
+
+// A context that was chosen stays the current one: it may be of a real fleet.
+func TestDevLeavesTheCurrentContextAlone(t *testing.T) {
+	t.Setenv("MUSTER_CONFIG", t.TempDir())
+	t.Setenv("MUSTER_CONTEXT", "")
+	current := func() string {
+		t.Helper()
+		name, _, err := config.Chosen()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return name
+	}
+	dir := filepath.Join(t.TempDir(), "dev")
+	d := startDev(t, dir)
+	d.until(`^  muster node ls$`)
+	d.end()
+	if got := current(); got != "dev" {
+		t.Fatalf("the first context is not the current one: %q", got)
+	}
+	if _, err := app.Init(app.InitOptions{Dir: filepath.Join(t.TempDir(), "real"), Context: "real"}); err != nil {
+		t.Fatal(err)
+	}
+	for _, folder := range []string{dir, filepath.Join(t.TempDir(), "fresh")} {
+		d = startDev(t, folder)
+		d.until(`the current one is "real" and stays that`)
+		d.until(`^  muster --context dev node ls$`)
+		d.end()
+		if got := current(); got != "real" {
+			t.Errorf("%s: the current context is %q now", folder, got)
+		}
+	}
 }
 
 // waitAlive waits until node2 has said that it is there, in other words than

@@ -37,6 +37,8 @@ type InitOptions struct {
 	// Replace allows that a context of this name is there already. Its
 	// credentials and identity are lost.
 	Replace bool
+	// Aside leaves the current context what it is.
+	Aside bool
 }
 
 // InitResult says what was made.
@@ -85,6 +87,9 @@ func Init(o InitOptions) (InitResult, error) {
 	result := InitResult{Fleet: fleet.Fleet, Context: o.Context, ContextDir: contextDir, Caller: o.Caller}
 	if err := AddOperator(OperatorOptions{Dir: dir, Name: o.Caller, Groups: []string{"admin"}, Out: contextDir}); err != nil {
 		return result, err
+	}
+	if o.Aside {
+		return result, nil
 	}
 	return result, config.SetCurrent(o.Context)
 }

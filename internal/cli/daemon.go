@@ -55,9 +55,10 @@ func (p *program) devCommand() *cobra.Command {
 		Use:   "dev",
 		Short: "Run a whole fleet on this machine, to try and to develop",
 		Long: `Run a broker and some nodes on this machine until Ctrl-C, and make a context
-"dev" that leads to them and becomes the current one. Each node is a process of
-its own, so that you can kill one and see what becomes of its commands; it comes
-back by itself. The state stays, and the next start finds it again.`,
+"dev" that leads to them. It becomes the current one if there is none; else add
+--context dev to the commands that are for these nodes. Each node is a process
+of its own, so that you can kill one and see what becomes of its commands; it
+comes back by itself. The state stays, and the next start finds it again.`,
 		Example: `  muster dev
   muster dev --nodes 10 --restart-after 1m
   muster run -t all -- uname -a       # in another terminal`,
