@@ -17,9 +17,9 @@ import (
 // Check looks at everything that sending depends on.
 func (c *Client) Check(ctx context.Context) Health {
 	var h Health
-	c.checkIdentity(&h)
-	c.checkDisk(ctx, &h)
 	conn, _, err := c.connection(ctx)
+	c.checkIdentity(&h, muster.KindOf(err) == muster.Denied)
+	c.checkDisk(ctx, &h)
 	if err != nil {
 		e := muster.AsError(muster.Unavailable, err)
 		// Whoever reads this need not be told to look here.

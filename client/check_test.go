@@ -6,6 +6,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/musterfleet/muster"
+	"github.com/musterfleet/muster/internal/aaa"
 	"github.com/musterfleet/muster/internal/bus"
 )
 
@@ -93,5 +95,32 @@ func TestDurability(t *testing.T) {
 		if strings.Join(got, " ") != c.want {
 			t.Errorf("%+v: got %+v, want %s", c.d, h.Checks, c.want)
 		}
+	}
+}
+
+// An identity can be good by its date and worth nothing to the broker.
+func TestIdentityThatTheBrokerRefuses(t *testing.T) {
+	c := &Client{caller: "ada", signer: &aaa.Signer{}, until: time.Now().Add(100 * 24 * time.Hour)}
+	for refused, want := range map[bool]Check{
+		false: {"identity", "ok", "ada, until", ""},
+		true:  {"identity", "warn", "has not expired", "broker"},
+	} {
+		var h Health
+		c.checkIdentity(&h, refused)
+		if got := h.Checks[0]; got.Name != want.Name || got.Level != want.Level || !strings.Contains(got.Message, want.Message) || !strings.Contains(got.Hint, want.Hint) {
+			t.Errorf("refused %v: got %+v", refused, got)
+		}
+	}
+}
+
+// Which subject the broker did not permit tells a person nothing.
+func TestRefusalNamesMethodAndNode(t *testing.T) {
+	err := muster.Errorf(muster.Denied, "publish muster.command.9.web2.command.echo")
+	got := refusal(err, "echo", "web2")
+	if got.Kind != muster.Denied || got.Message != "your context may not use echo on web2" || !strings.Contains(got.Hint, "--method echo --node web2") {
+		t.Errorf("got %+v", got)
+	}
+	if got := refusal(muster.Errorf(muster.Full, "the queue is full"), "echo", "web2"); got.Kind != muster.Full || got.Message != "the queue is full" {
+		t.Errorf("got %+v", got)
 	}
 }

@@ -115,7 +115,9 @@ func checkCertificate(shown *x509.Certificate, h *Health) {
 	}
 }
 
-func (c *Client) checkIdentity(h *Health) {
+// checkIdentity looks at the identity that signs; refused says that the broker
+// does not take the credentials that were made with it.
+func (c *Client) checkIdentity(h *Health, refused bool) {
 	left := time.Until(c.until)
 	switch {
 	case c.signer == nil:
@@ -124,6 +126,8 @@ func (c *Client) checkIdentity(h *Health) {
 		h.add("identity", "fail", "have it renewed where the fleet was made: 'muster context make'", "the identity of %s expired on %s", c.caller, c.until.Format(time.DateTime))
 	case left < 14*24*time.Hour:
 		h.add("identity", "warn", "have it renewed where the fleet was made: 'muster context make'; deadlines cannot be later", "the identity of %s expires on %s", c.caller, c.until.Format(time.DateTime))
+	case refused:
+		h.add("identity", "warn", "see what is said of the broker", "that of %s has not expired (valid until %s), but the broker refuses the credentials made with it", c.caller, c.until.Format(time.DateOnly))
 	default:
 		h.add("identity", "ok", "", "%s, until %s", c.caller, c.until.Format(time.DateOnly))
 	}

@@ -195,13 +195,23 @@ func (c *Client) publish(ctx context.Context, b batch) (refused []Refusal, begun
 	}
 	for i, err := range results[1:] {
 		if err != nil {
-			refused = append(refused, Refusal{b.Commands[i].Node, muster.AsError(muster.Unavailable, err)})
+			refused = append(refused, Refusal{b.Commands[i].Node, refusal(err, b.Sent.Method, b.Commands[i].Node)})
 		}
 	}
 	if results[0] != nil {
 		return refused, begun, results[0]
 	}
 	return refused, begun, c.recordRefusals(ctx, b.Sent, refused)
+}
+
+// refusal is why the broker did not take a command. What it does not permit it
+// names by the subject, which tells a person nothing.
+func refusal(err error, m muster.Method, n muster.NodeName) *muster.Error {
+	if muster.KindOf(err) != muster.Denied {
+		return muster.AsError(muster.Unavailable, err)
+	}
+	return muster.Errorf(muster.Denied, "your context may not use %s on %s", m, n).
+		WithHint("ask for a context that may: 'muster context make NAME --method %s --node %s --out FOLDER' where the fleet was made", m, n)
 }
 
 // expire gives up what was not sent before its deadline. The sent record is

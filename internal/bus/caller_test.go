@@ -1,10 +1,14 @@
 package bus
 
 import (
+	"errors"
 	"slices"
 	"strings"
 	"testing"
 
+	"github.com/nats-io/nats.go"
+
+	"github.com/musterfleet/muster"
 	"github.com/musterfleet/muster/internal/aaa"
 )
 
@@ -38,5 +42,19 @@ func TestCallerInbox(t *testing.T) {
 	}
 	if got := CallerInbox(OperatorPermissions("p").Subscribe); got != "" {
 		t.Errorf("of an operator: got %q", got)
+	}
+}
+
+// Who is refused is told what to ask for, which is another thing for a node.
+func TestRefusedCredentialsNameTheWayOut(t *testing.T) {
+	for inbox, want := range map[string]string{
+		"":                      "'muster context make NAME",
+		NodeInbox("web1"):   "'muster node invite NAME'",
+		EnrolInbox("token"): "'muster node invite NAME'",
+	} {
+		e, ok := errors.AsType[*muster.Error](dialError(nats.ErrAuthorization, Options{Inbox: inbox}))
+		if !ok || e.Kind != muster.Denied || !strings.Contains(e.Hint, want) || strings.Contains(e.Hint, "doctor") {
+			t.Errorf("%q: got %+v", inbox, e)
+		}
 	}
 }

@@ -149,7 +149,7 @@ func dialError(err error, o Options) error {
 	switch {
 	case errors.Is(err, nats.ErrAuthorization), errors.Is(err, nats.ErrAuthExpired), errors.Is(err, nats.ErrAuthRevoked):
 		return muster.Errorf(muster.Denied, "the broker at %s refuses these credentials: %w", where, err).
-			WithHint("they may have expired or been revoked: see 'muster doctor', or enrol again")
+			WithHint("they may have expired or been revoked. %s", renewal(o))
 	case errors.As(err, &unknown):
 		return muster.Errorf(muster.Denied, "the broker at %s shows a certificate of an authority that is not trusted here: %w", where, err).
 			WithHint("check that this is the right broker; its CA is pinned when a node joins")
@@ -162,6 +162,14 @@ func dialError(err error, o Options) error {
 	}
 	return muster.Errorf(muster.Unavailable, "no broker answers at %s: %w", where, err).
 		WithHint("is it running and reachable from here? 'muster doctor' looks")
+}
+
+// renewal says where credentials that the broker takes come from.
+func renewal(o Options) string {
+	if strings.HasPrefix(o.Inbox, NodeInbox("")) || strings.HasPrefix(o.Inbox, EnrolInbox("")) {
+		return "Ask for a new invitation: 'muster node invite NAME' where the fleet was made, then 'muster agent --join -' here"
+	}
+	return "Ask for a new context: 'muster context make NAME --out FOLDER' where the fleet was made"
 }
 
 // Close ends the connection and waits until it has ended.

@@ -28,7 +28,7 @@ func deniedSubject(err error) (subject string, ok bool) {
 }
 
 func deniedError(subject string) error {
-	return muster.Errorf(muster.Denied, "the broker does not let you publish %s", subject).
+	return muster.Errorf(muster.Denied, "your context may not do this: the broker does not let it publish %s", subject).
 		WithHint("a context that was made with --method or --node is for sending and following; use that of an administrator")
 }
 

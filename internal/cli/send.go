@@ -2,6 +2,7 @@ package cli
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -251,9 +252,7 @@ func (s *sending) store(ctx context.Context, r client.Request) (client.Receipt, 
 	if err != nil {
 		return receipt, err
 	}
-	for _, refusal := range receipt.Refused {
-		s.p.say("%s %s: not sent: %s", s.p.errTerm.paint(red, "error:"), refusal.Node, clean(refusal.Error.Message))
-	}
+	s.refusals(receipt.Refused)
 	switch {
 	case receipt.Repeated:
 		s.p.say("the broker is away; the outbox of this machine has this send already: nothing was added, and its deadline is %s (%s)",
@@ -263,6 +262,18 @@ func (s *sending) store(ctx context.Context, r client.Request) (client.Receipt, 
 			plural(len(receipt.Nodes), "node"))
 	}
 	return receipt, nil
+}
+
+// refusals says which nodes get nothing and why, then what to try.
+func (s *sending) refusals(all []client.Refusal) {
+	hint := ""
+	for _, r := range all {
+		s.p.say("%s %s: not sent: %s", s.p.errTerm.paint(red, "error:"), r.Node, clean(r.Error.Message))
+		hint = cmp.Or(hint, r.Error.Hint) // that of the first: the others are of its kind
+	}
+	if hint != "" {
+		s.p.say("%s %s", s.p.errTerm.paint(cyan, "hint:"), clean(hint))
+	}
 }
 
 // refusedCode is the exit code for what was not accepted.
