@@ -129,11 +129,11 @@ func checkNodeClocks(h *Health, nodes []Node) {
 		compared++
 		if n.ClockOff.Abs() > clockLimit+n.RTT {
 			wrong++
-			h.add("clock", "warn", "set the clock there; deadlines and signatures depend on it", "the clock of %s differs by %s", n.Name, n.ClockOff.Round(time.Second))
+			h.add("node clocks", "warn", "set the clock there; deadlines and signatures depend on it", "the clock of %s differs by %s", n.Name, n.ClockOff.Round(time.Second))
 		}
 	}
 	if compared > 0 && wrong == 0 {
-		h.add("clock", "ok", "", "those of the nodes that answer (%d) and this machine's differ by less than %s", compared, clockLimit)
+		h.add("node clocks", "ok", "", "those of the nodes that answer (%d) and this machine's differ by less than %s", compared, clockLimit)
 	}
 }
 

@@ -33,7 +33,7 @@ func TestClockOfTheBroker(t *testing.T) {
 func TestClocksOfNodes(t *testing.T) {
 	var h Health
 	checkNodeClocks(&h, []Node{{Name: "a", Online: true}, {Name: "b", Online: true, ClockOff: 59 * time.Second}, {Name: "away", ClockOff: time.Hour}})
-	if len(h.Checks) != 1 || h.Checks[0].Level != "ok" || !strings.Contains(h.Checks[0].Message, "(2)") {
+	if len(h.Checks) != 1 || h.Checks[0].Name != "node clocks" || h.Checks[0].Level != "ok" || !strings.Contains(h.Checks[0].Message, "(2)") {
 		t.Errorf("got %+v", h.Checks)
 	}
 	h = Health{}
@@ -122,5 +122,11 @@ func TestRefusalNamesMethodAndNode(t *testing.T) {
 	}
 	if got := refusal(muster.Errorf(muster.Full, "the queue is full"), "echo", "web2"); got.Kind != muster.Full || got.Message != "the queue is full" {
 		t.Errorf("got %+v", got)
+	}
+}
+
+func TestCount(t *testing.T) {
+	if got := count(1, "send waits", "sends wait") + ", " + count(uint64(2), "message could", "messages could"); got != "1 send waits, 2 messages could" {
+		t.Error(got)
 	}
 }

@@ -149,8 +149,16 @@ func (c *Client) checkOutbox(h *Health) {
 		h.add("outbox", "fail", "send again what it was, and remove the file", "a send was not sent, since it cannot be read: %s", w.Unreadable)
 	}
 	if waiting > 0 {
-		h.add("outbox", "warn", "'muster outbox flush' sends them when the broker is there", "%d sends wait for the broker", waiting)
+		h.add("outbox", "warn", "'muster outbox flush' sends them when the broker is there", "%s for the broker", count(waiting, "send waits", "sends wait"))
 	}
+}
+
+// count says how many there are of what has two forms.
+func count[N int | uint64](n N, one, many string) string {
+	if n == 1 {
+		return "1 " + one
+	}
+	return fmt.Sprintf("%d %s", n, many)
 }
 
 // diskLeast is the free space below which a disk is reported.
@@ -182,7 +190,7 @@ func (c *Client) checkStreams(ctx context.Context, conn *bus.Conn, h *Health) {
 	for _, s := range states {
 		messages, bytes = messages+s.Messages, bytes+s.Bytes
 		if s.Name == bus.StreamDead && s.Messages > 0 {
-			h.add("dead letters", "warn", "'muster deadletter ls' shows them", "%d messages could not be read by their nodes", s.Messages)
+			h.add("dead letters", "warn", "'muster deadletter ls' shows them", "%s not be read by their nodes", count(s.Messages, "message could", "messages could"))
 		}
 	}
 	h.add("streams", "ok", "", "%d messages, %.1f MiB in %d streams", messages, float64(bytes)/(1<<20), len(states))

@@ -48,7 +48,7 @@ func TestCallerInbox(t *testing.T) {
 // Who is refused is told what to ask for, which is another thing for a node.
 func TestRefusedCredentialsNameTheWayOut(t *testing.T) {
 	for inbox, want := range map[string]string{
-		"":                      "'muster context make NAME",
+		"":                  "'muster context make NAME",
 		NodeInbox("web1"):   "'muster node invite NAME'",
 		EnrolInbox("token"): "'muster node invite NAME'",
 	} {

@@ -108,10 +108,13 @@ Exit codes:
   1    error
   2    the command line is wrong
   3    some nodes failed
-  4    nothing matched
+  4    nothing matched: no such node, no such command
   5    pending, expired or timed out
   6    denied
-  130  interrupted`
+  130  interrupted
+
+Where commands end differently, 6 is for all denied, otherwise 3 comes before
+5, and 5 before 0.`
 
 const rootExample = `  # try it on this machine: a broker and three nodes
   muster dev

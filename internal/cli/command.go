@@ -127,6 +127,16 @@ func (p *program) listHistory(ctx context.Context, c SDK, f historyFlags) error 
 	return err
 }
 
+// commandsOf returns the commands of a key, at least one: a key that nobody knows
+// matches nothing, as a selector can.
+func commandsOf(ctx context.Context, c SDK, key muster.Key) ([]client.Status, error) {
+	all, err := c.Command(ctx, key)
+	if e, ok := errors.AsType[*muster.Error](err); ok && e.Kind == muster.NotFound {
+		return nil, muster.Errorf(muster.NothingFound, "%w", err).WithHint("%s", e.Hint)
+	}
+	return all, err
+}
+
 // keyed makes a command about ID or ID@NODE.
 func keyed(f func(cmd *cobra.Command, key muster.Key) error) func(*cobra.Command, []string) error {
 	return func(cmd *cobra.Command, args []string) error {
@@ -156,7 +166,7 @@ away included, and show the output of the runs. Ctrl-C ends the following only.`
 			return p.with(cmd.Context(), func(ctx context.Context, c SDK) error {
 				// Asked first, so that a wrong id is an error instead of a wait.
 				quick, cancel := context.WithTimeout(ctx, patience)
-				all, err := c.Command(quick, key)
+				all, err := commandsOf(quick, c, key)
 				cancel()
 				if err != nil {
 					return err
@@ -195,7 +205,7 @@ runs anything.`,
 		ValidArgsFunction: p.completeCommands,
 		RunE: keyed(func(cmd *cobra.Command, key muster.Key) error {
 			return p.ask(cmd.Context(), func(ctx context.Context, c SDK) error {
-				all, err := c.Command(ctx, key)
+				all, err := commandsOf(ctx, c, key)
 				if err != nil {
 					return err
 				}

@@ -101,7 +101,7 @@ func (p *program) retry(ctx context.Context, c SDK, f *sendFlags, flags *pflag.F
 func endedBadly(ctx context.Context, c SDK, key muster.Key) (first client.Status, nodes []client.Node, gone []muster.NodeName, err error) {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	all, err := c.Command(ctx, key)
+	all, err := commandsOf(ctx, c, key)
 	if err != nil {
 		return first, nil, nil, err
 	}

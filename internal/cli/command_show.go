@@ -31,7 +31,7 @@ Output that cannot be had is told in output_error; the exit code is 1 then.`,
 			return p.with(cmd.Context(), func(ctx context.Context, c SDK) error {
 				quick, cancel := context.WithTimeout(ctx, patience)
 				defer cancel()
-				all, err := c.Command(quick, key)
+				all, err := commandsOf(quick, c, key)
 				if err != nil {
 					return err
 				}

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/spf13/cobra"
 
@@ -66,6 +67,24 @@ func (p *program) someNodes(ctx context.Context, c SDK, selector string) (nodes 
 	return nodes, c.CountWaiting(ctx, nodes)
 }
 
+// noNodeWords refuses words where nodes are chosen with -t.
+func noNodeWords(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	e := usagef(cmd, "unexpected word %q", args[0])
+	e.hint = fmt.Sprintf("nodes are chosen with -t: %s -t %s", cmd.CommandPath(), shellWord(strings.Join(args, ",")))
+	return e
+}
+
+// shellWord is a text as a shell takes it for one word.
+func shellWord(text string) string {
+	if strings.Trim(text, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.,:=/@%+") == "" {
+		return text
+	}
+	return "'" + strings.ReplaceAll(text, "'", `'\''`) + "'"
+}
+
 func (p *program) nodeList() *cobra.Command {
 	var chosen selectorFlags
 	cmd := &cobra.Command{
@@ -79,7 +98,7 @@ node that is away gets its commands when it comes back.`,
 		Example: `  muster node ls
   muster node ls -t 'os.id=debian and role=web'
   muster node ls -o jsonl`,
-		Args: cobra.NoArgs,
+		Args: noNodeWords,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			selector, err := chosen.expression()
 			if err != nil {
@@ -123,7 +142,7 @@ func (p *program) pingCommand() *cobra.Command {
 some chosen node does not answer.`,
 		Example: `  muster ping
   muster ping -t role=web`,
-		Args: cobra.NoArgs,
+		Args: noNodeWords,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			selector, err := chosen.expression()
 			if err != nil {
@@ -186,7 +205,7 @@ func oneNode(ctx context.Context, c SDK, name string) (client.Node, error) {
 		}
 		known = append(known, string(n.Name))
 	}
-	e := muster.Errorf(muster.NotFound, "there is no node %q", clean(name))
+	e := muster.Errorf(muster.NothingFound, "there is no node %q", clean(name))
 	if near := nearest(name, known); near != "" {
 		return client.Node{}, e.WithHint("did you mean %s?", near)
 	}
@@ -362,18 +381,35 @@ end). Selectors choose by labels: -t role=web.`,
 					return err
 				}
 				done := map[string]any{"node": args[0], "set": set, "removed": append([]string{}, remove...)}
-				return show(p, done, func(io.Writer) error { return nil }) // a person asked for no more than was done
+				return p.deed(done, "%s: %s", args[0], labelsDone(set, remove))
 			})
 		},
 	}
 }
 
+// labelsDone says what became of labels.
+func labelsDone(set map[string]string, remove []string) string {
+	var said []string
+	if len(set) > 0 {
+		said = append(said, "set "+labelText(set))
+	}
+	if len(remove) > 0 {
+		said = append(said, "removed "+strings.Join(remove, " "))
+	}
+	return strings.Join(said, ", ")
+}
+
+// labels reads KEY=VALUE and KEY-. White space would make two words of one label
+// wherever labels are listed and chosen by; what has some from before can be
+// removed.
 func labels(words []string) (set map[string]string, remove []string, err error) {
 	set = map[string]string{}
 	for _, w := range words {
 		key, value, isSet := strings.Cut(w, "=")
 		bare, isRemove := strings.CutSuffix(key, "-")
 		switch {
+		case isSet && strings.ContainsFunc(w, unicode.IsSpace):
+			return nil, nil, usagef(nil, "label %q has white space, which labels cannot have", w)
 		case isSet && key != "":
 			set[key] = value
 		case !isSet && isRemove && bare != "":

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"bytes"
+	"context"
 	"os"
 	"path/filepath"
 	"strings"
@@ -68,4 +69,61 @@ func TestInvitationNamesThePolicyThatIsWrong(t *testing.T) {
 	if code != ExitError || out != "" || !strings.Contains(errs, policy+":3: unknown key") {
 		t.Errorf("exit code %d, %q and %q", code, out, errs)
 	}
+}
+
+// Labels with white space look like two of them wherever they are listed.
+func TestLabelsAreCheckedAndConfirmed(t *testing.T) {
+	for _, test := range []struct {
+		words []string
+		code  int
+		say   string
+	}{
+		{[]string{"a b=c"}, ExitUsage, "white space"},
+		{[]string{"a=b c"}, ExitUsage, "white space"},
+		{[]string{"a=b\tc"}, ExitUsage, "white space"},
+		{[]string{"role=web", "rack=12", "old-", "a b-"}, ExitOK, "a: set rack=12 role=web, removed old a b\n"},
+	} {
+		f := &fullSDK{fakeSDK: fakeSDK{nodes: two(true)}}
+		code, _, errs := tryWith(t.Context(), f, append([]string{"node", "label", "a"}, test.words...)...)
+		if code != test.code || !strings.Contains(errs, test.say) {
+			t.Errorf("%q: got exit code %d and %q, want %d and %q", test.words, code, errs, test.code, test.say)
+		}
+	}
+}
+
+// Who forgets -t, or --, is told where it goes.
+func TestForgottenFlagsAreNamed(t *testing.T) {
+	for args, want := range map[string]string{
+		"ping web1":                    "hint: nodes are chosen with -t: muster ping -t web1\n",
+		"node ls role=web":             "hint: nodes are chosen with -t: muster node ls -t role=web\n",
+		"node ls cores>=4":             "hint: nodes are chosen with -t: muster node ls -t 'cores>=4'\n",
+		"run -t a uptime -p":           "hint: flags of the program go behind --: muster run -t a -- uptime -p\n",
+		"run -t a ls /tmp --recursive": "hint: flags of the program go behind --: muster run -t a -- ls /tmp --recursive\n",
+		"run --paus 1s":                "hint: did you mean --pause?\n",
+		"run -t a --batch 0 -- true":   "error: --batch 0 is out of range; expected 1 or more\n",
+	} {
+		code, _, errs := try(t.Context(), &fakeSDK{nodes: two(true)}, strings.Fields(args)...)
+		if code != ExitUsage || !strings.Contains(errs, want) {
+			t.Errorf("%s: got exit code %d and %q, want %q", args, code, errs, want)
+		}
+	}
+}
+
+func TestWhatIsNotThereMatchesNothing(t *testing.T) {
+	for _, args := range []string{
+		"command show S9", "command cancel S9", "command follow S9", "command retry S9",
+		"node show web9", "node rm -y web9", "node label web9 a=b",
+	} {
+		code, _, errs := tryWith(t.Context(), &forgetful{fakeSDK{nodes: two(true)}}, strings.Fields(args)...)
+		if code != ExitNothing || !strings.Contains(errs, "hint: ") {
+			t.Errorf("%s: got exit code %d and %q, want %d", args, code, errs, ExitNothing)
+		}
+	}
+}
+
+// forgetful knows no command.
+type forgetful struct{ fakeSDK }
+
+func (f *forgetful) Command(_ context.Context, k muster.Key) ([]client.Status, error) {
+	return nil, muster.Errorf(muster.NotFound, "no command %s is known", k).WithHint("'muster command ls' lists commands")
 }

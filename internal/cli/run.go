@@ -1,12 +1,14 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
 	"strings"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/musterfleet/muster"
 )
@@ -56,7 +58,26 @@ printed instead.`,
 	}
 	f.add(p, cmd)
 	r.add(cmd)
+	cmd.SetFlagErrorFunc(programFlag)
 	return cmd
+}
+
+// programFlag is flagError, but for a flag behind a word: that is most likely
+// one of the program.
+func programFlag(cmd *cobra.Command, err error) error {
+	unknown, ok := err.(*pflag.NotExistError)
+	words := cmd.Flags().Args() // as far as they were read
+	if !ok || len(words) == 0 {
+		return flagError(cmd, err)
+	}
+	flag := "--" + unknown.GetSpecifiedName()
+	if short := unknown.GetSpecifiedShortnames(); short != "" {
+		flag = "-" + short
+	}
+	selector := cmp.Or(cmd.Flag("target").Value.String(), "SELECTOR")
+	e := usagef(cmd, "%w", err)
+	e.hint = fmt.Sprintf("flags of the program go behind --: %s -t %s -- %s %s", cmd.CommandPath(), selector, strings.Join(words, " "), flag)
+	return e
 }
 
 // runFlags say what to run, and as whom.

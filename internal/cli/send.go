@@ -77,8 +77,8 @@ func (f *sendFlags) check(cmd *cobra.Command) error {
 		e := usagef(cmd, "which nodes? -t is required")
 		e.hint = "-t web1 is one node, -t role=web a group, -t all every node"
 		return e
-	case f.batch < 0:
-		return usagef(cmd, "--batch %d is negative", f.batch)
+	case cmd.Flags().Changed("batch") && f.batch < 1:
+		return usagef(cmd, "--batch %d is out of range; expected 1 or more", f.batch)
 	case f.maxFailures < 1:
 		return usagef(cmd, "--max-failures %d is out of range; expected 1 or more", f.maxFailures)
 	case f.batch == 0 && (cmd.Flags().Changed("pause") || cmd.Flags().Changed("max-failures")):
