@@ -68,11 +68,16 @@ func AddOperator(o OperatorOptions) error {
 	})
 }
 
+// unbounded reports rights to use every method on every node.
+func unbounded(rights []aaa.Right) bool {
+	all := func(globs []string) bool { return slices.Contains(globs, "*") }
+	return slices.ContainsFunc(rights, func(r aaa.Right) bool { return all(r.Methods) && all(r.Nodes) })
+}
+
 // permissionsFor are those of an operator for a caller that may use every
 // method on every node, and those to send and to read for any other.
 func permissionsFor(prefix string, rights []aaa.Right) bus.Permissions {
-	all := func(globs []string) bool { return slices.Contains(globs, "*") }
-	if slices.ContainsFunc(rights, func(r aaa.Right) bool { return all(r.Methods) && all(r.Nodes) }) {
+	if unbounded(rights) {
 		return bus.OperatorPermissions(prefix)
 	}
 	return bus.CallerPermissions(prefix, bus.NewCallerInbox(), rights)
@@ -135,7 +140,7 @@ func recordCaller(fleet config.FleetFolder, o OperatorOptions, identity aaa.Iden
 	}
 	callers.Issued = slices.DeleteFunc(callers.Issued, func(c config.CallerRecord) bool { return now.After(c.Expires.Add(callersKept)) })
 	callers.Issued = append(callers.Issued, config.CallerRecord{
-		Name: o.Name, Key: claims.PublicKey, BrokerKey: brokerKey, Groups: o.Groups,
+		Name: o.Name, Key: claims.PublicKey, BrokerKey: brokerKey, Groups: o.Groups, Bounded: !unbounded(o.Rights),
 		Issued: now.UTC().Truncate(time.Second), Expires: expires.UTC().Truncate(time.Second),
 	})
 	return fleet.SetCallers(callers)

@@ -91,6 +91,9 @@ fleet's folder in your backups: the list of who is revoked is in it.
 With a NATS server that does not know this fleet's accounts (--creds), revoke
 the caller's user there by hand.
 
+When the current context leads to another fleet than that of the folder, the
+folder has to be named with --state.
+
 The exit code is 5 when the running broker did not take the list up: it will
 when 'muster broker' runs with this folder.`,
 		Example: `  muster caller revoke alice --reason 'laptop stolen'
@@ -112,6 +115,7 @@ when 'muster broker' runs with this folder.`,
 				return err
 			}
 			p.revokedAdvice(r)
+			p.revokedSelf(*dir, r.Revoked)
 			if r.Broker != "ok" {
 				return exitError(ExitPending)
 			}

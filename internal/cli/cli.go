@@ -191,7 +191,10 @@ func (p *program) prepare(cmd *cobra.Command) error {
 	if err := p.checkGlobals(); err != nil {
 		return err
 	}
-	return checkData(cmd)
+	if err := checkData(cmd); err != nil {
+		return err
+	}
+	return p.checkFleet(cmd)
 }
 
 // helpCommand is cobra's, with an example and with an error for what it does

@@ -15,6 +15,7 @@ type CallerRecord struct {
 	Key       string    `json:"key"`        // public, of the identity
 	BrokerKey string    `json:"broker_key"` // public, of the credentials
 	Groups    []string  `json:"groups,omitempty"`
+	Bounded   bool      `json:"bounded,omitempty"` // to some methods or nodes; an older muster did not note it
 	Issued    time.Time `json:"issued"`
 	Expires   time.Time `json:"expires"`
 }
