@@ -14,7 +14,7 @@ func TestCheckTellsOfClocksAndPorts(t *testing.T) {
 		w := newWorld(t)
 		w.node("n1")
 		time.Sleep(time.Second)
-		if got := levels(w.client.Check(t.Context())); got["clock"] != "ok ok " || got["port"] != "ok " || got["broker"] != "ok " || got["durability"] != "warn " {
+		if got := levels(w.client.Check(t.Context())); got["clock"] != "ok " || got["node clocks"] != "ok " || got["port"] != "ok " || got["broker"] != "ok " || got["durability"] != "warn " {
 			t.Errorf("got %v", got) // no service has looked at the disks
 		}
 		w.stopBroker()

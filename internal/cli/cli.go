@@ -113,8 +113,9 @@ Exit codes:
   6    denied
   130  interrupted
 
-Where commands end differently, 6 is for all denied, otherwise 3 comes before
-5, and 5 before 0.`
+When the commands of one send end differently, one that failed or was denied
+makes it 3, whatever the others did; without one, any that is pending or expired
+makes it 5. It is 6 only when all were denied.`
 
 const rootExample = `  # try it on this machine: a broker and three nodes
   muster dev
