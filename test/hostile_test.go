@@ -156,7 +156,7 @@ func TestRefusals(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		n.policy = policy
+		n.policy.Store(policy)
 		time.Sleep(time.Second)
 		send := func(m muster.Method, input string) client.Receipt {
 			t.Helper()

@@ -253,7 +253,7 @@ type node struct {
 	w       *world
 	name    muster.NodeName
 	link    *link
-	policy  *aaa.Policy
+	policy  atomic.Pointer[aaa.Policy]
 	probes  []*probe
 	stop    func()
 	paused  atomic.Pointer[string]
@@ -272,7 +272,8 @@ func (w *world) nodeOver(over *wire, name muster.NodeName, probes ...*probe) *no
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	n := &node{w: w, name: name, link: &link{w: w, over: over}, policy: all, probes: probes, repause: make(chan struct{}, 1)}
+	n := &node{w: w, name: name, link: &link{w: w, over: over}, probes: probes, repause: make(chan struct{}, 1)}
+	n.policy.Store(all)
 	n.start()
 	w.t.Cleanup(func() { n.stop() })
 	return n
@@ -295,7 +296,7 @@ func (n *node) start() {
 	a, err := agent.New(agent.Options{
 		Node: n.name, Fleet: fleet, Version: "test", Registry: registry, Verifier: verifier,
 		StateDir: filepath.Join(n.w.dir, string(n.name)),
-		Policy:   func() *aaa.Policy { return n.policy },
+		Policy:   func() *aaa.Policy { return n.policy.Load() },
 		Paused:   n.whyPaused, Repause: n.repause,
 		Dial: func(ctx context.Context) (*bus.Conn, error) {
 			return bus.Dial(ctx, bus.Options{InProcess: n.link, Inbox: bus.NodeInbox(n.name)})

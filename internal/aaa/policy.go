@@ -48,6 +48,26 @@ import (
 // put a rule before it.
 type Policy struct {
 	rules []rule
+	fault string // not empty: it cannot be read, and denies everything
+}
+
+// maxFault is the longest account of what is wrong with a policy, in bytes:
+// refusals and problems of nodes repeat it.
+const maxFault = 400
+
+// UnreadablePolicy stands for a policy that is there and cannot be read. It
+// denies everything, for the reason that the error gives.
+func UnreadablePolicy(cause error) *Policy {
+	return &Policy{fault: clip(strings.Join(strings.Fields(cause.Error()), " "), maxFault)}
+}
+
+// Fault returns why the policy cannot be read, as one line of bounded length;
+// empty for all but those of UnreadablePolicy.
+func (p *Policy) Fault() string {
+	if p == nil {
+		return ""
+	}
+	return p.fault
 }
 
 type rule struct {
@@ -95,6 +115,12 @@ func (p *Policy) Decide(caller Caller, c muster.Command) Decision {
 		return Decision{
 			Reason: fmt.Sprintf("no right of caller %q covers method %s on node %s", caller.Name, c.Method, c.Node),
 			Hint:   "ask the fleet's issuer for an identity with that right",
+		}
+	}
+	if fault := p.Fault(); fault != "" {
+		return Decision{
+			Reason: "the policy of this node cannot be read: " + fault,
+			Hint:   "repair it on the node; until then the node denies everything",
 		}
 	}
 	if p == nil || len(p.rules) == 0 {

@@ -127,6 +127,26 @@ func TestDecide(t *testing.T) {
 	}
 }
 
+// A policy that cannot be read denies all that rights cover, and says why in one
+// line of bounded length. It is not taken for one that is not there.
+func TestUnreadablePolicy(t *testing.T) {
+	everything := []Right{{Methods: []string{"*"}, Nodes: []string{"*"}}}
+	long := muster.Errorf(muster.Invalid, "policy.yaml:3: one\nline %s", strings.Repeat("x", 10*maxFault))
+	p := UnreadablePolicy(long)
+	d := p.Decide(Caller{Name: "alice", Rights: everything}, testCommand())
+	if d.Allowed || !strings.HasPrefix(d.Reason, "the policy of this node cannot be read: policy.yaml:3: one line x") || len(d.Reason) > maxFault+100 || d.Hint == "" {
+		t.Errorf("decision = %+v", d)
+	}
+	if d := p.Decide(Caller{Name: "alice"}, testCommand()); !strings.HasPrefix(d.Reason, "no right of caller") {
+		t.Errorf("who has no right is told %q", d.Reason)
+	}
+	for _, p := range []*Policy{nil, {}} {
+		if fault := p.Fault(); fault != "" {
+			t.Errorf("fault = %q", fault)
+		}
+	}
+}
+
 // The table in the documentation of Policy, line by line.
 func TestInputConditions(t *testing.T) {
 	for _, c := range []struct {

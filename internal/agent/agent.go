@@ -49,7 +49,7 @@ type Options struct {
 	Registry *method.Registry
 	Plugins  []method.Spec // third-party methods, published so that operators know them
 	Verifier *aaa.Verifier
-	Policy   func() *aaa.Policy // asked for each command; nil denies everything
+	Policy   func() *aaa.Policy // asked for each command and heartbeat, by several goroutines; nil denies everything
 	Facts    func(context.Context) (map[string]any, []error)
 	// EndOrphans ends the processes that an earlier agent left behind, which
 	// are known by a NAME=VALUE of their environment. Nil where that is not
@@ -230,6 +230,18 @@ func (a *Agent) paused() string {
 		return ""
 	}
 	return a.o.Paused()
+}
+
+// policy is the policy in force. That it cannot be read is a problem of the node
+// until it is repaired.
+func (a *Agent) policy() *aaa.Policy {
+	p := a.o.Policy()
+	text := ""
+	if fault := p.Fault(); fault != "" {
+		text = "its policy cannot be read, and every command is refused until it can: " + fault
+	}
+	a.problems.set("policy", text)
+	return p
 }
 
 func (a *Agent) setSubjects(s bus.Subjects) { a.known.Store(&s) }

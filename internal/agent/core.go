@@ -330,7 +330,7 @@ func (c *core) judge(d *delivery.Delivery, caller aaa.Caller, refusal *muster.Er
 		refusal = c.a.o.Verifier.Revoked(caller)
 	}
 	if refusal == nil {
-		decision = c.a.o.Policy().Decide(caller, d.Command)
+		decision = c.a.policy().Decide(caller, d.Command)
 		d.Rule = decision.Rule
 		refusal = muster.AsError(muster.Denied, decision.Err())
 	}
@@ -427,7 +427,7 @@ func (c *core) withdraw(cmd muster.Command, caller aaa.Caller) error {
 // cancel takes in a withdrawal that is right in itself. It returns false when the
 // audit line cannot be written.
 func (c *core) cancel(cmd muster.Command, caller aaa.Caller, cancel delivery.Cancel) bool {
-	decision := c.a.o.Policy().Decide(caller, cmd)
+	decision := c.a.policy().Decide(caller, cmd)
 	cancel.Any = decision.Allowed
 	rec := c.a.decided(cmd, caller, aaa.Allowed)
 	rec.Rule, rec.Reason = decision.Rule, ownOrAny(decision.Allowed)

@@ -145,6 +145,7 @@ func (a *Agent) prepare(ctx context.Context, conn *bus.Conn) error {
 // hello says what the node is, by put.
 func (a *Agent) hello(ctx context.Context, subject string, put func(context.Context, bus.Outgoing) error) error {
 	a.checkDisk(ctx)
+	a.policy()
 	h := muster.Hello{
 		Node: a.o.Node, Version: a.o.Version, Instance: a.instance, Started: a.started,
 		Methods: a.plugins, Problems: a.problems.list(),
@@ -233,6 +234,7 @@ func (a *Agent) heartbeat(ctx context.Context, conn *bus.Conn) {
 		}
 		select {
 		case <-beat.C:
+			a.policy()
 			if !a.problems.changed() {
 				continue
 			}
