@@ -127,8 +127,15 @@ func (p *Policy) Decide(caller Caller, c muster.Command) Decision {
 		return Decision{Reason: "no rule allows it: this node has no policy", Hint: policyHint}
 	}
 	in := input{raw: c.Input}
+	var others []string // names of the rules that allow another input
 	for _, r := range p.rules {
-		if !r.matches(caller, c.Method, &in) {
+		if !r.concerns(caller, c.Method) {
+			continue
+		}
+		if !r.accepts(&in) {
+			if r.allow {
+				others = append(others, r.name)
+			}
 			continue
 		}
 		if r.allow {
@@ -137,9 +144,32 @@ func (p *Policy) Decide(caller Caller, c muster.Command) Decision {
 		return Decision{Rule: r.name, Reason: fmt.Sprintf("denied by %q", r.name), Hint: "ask whoever keeps the policy of this node"}
 	}
 	return Decision{
-		Reason: fmt.Sprintf("no rule allows it: method %s for caller %q", c.Method, caller.Name),
+		Reason: fmt.Sprintf("no rule allows it: method %s for caller %q", c.Method, caller.Name) + withThisInput(others),
 		Hint:   "ask whoever keeps the policy of this node for a rule that allows it",
 	}
+}
+
+// maxOthers is how many rules a refusal names.
+const maxOthers = 3
+
+// withThisInput says that it is the input that no rule allows, and which rules
+// allow another. It has names alone: what is in the input may be secret.
+func withThisInput(rules []string) string {
+	if len(rules) == 0 {
+		return ""
+	}
+	var text strings.Builder
+	text.WriteString(" with this input; another input may be allowed by ")
+	for i, name := range rules[:min(len(rules), maxOthers)] {
+		if i > 0 {
+			text.WriteString(", ")
+		}
+		fmt.Fprintf(&text, "%q", clip(name, 80))
+	}
+	if more := len(rules) - maxOthers; more > 0 {
+		fmt.Fprintf(&text, " and %d more", more)
+	}
+	return text.String()
 }
 
 // An input is decoded when the first rule asks for it, and then once.
@@ -164,16 +194,19 @@ func (i *input) find(p path) finding {
 	return f
 }
 
-func (r rule) matches(caller Caller, method muster.Method, in *input) bool {
+// concerns reports whether caller and method are among those of the rule.
+func (r rule) concerns(caller Caller, method muster.Method) bool {
 	if r.callers != nil && !matchAny(r.callers, caller.Name) {
 		return false
 	}
 	if r.methods != nil && !matchAny(r.methods, string(method)) {
 		return false
 	}
-	if r.groups != nil && !anyGroup(r.groups, caller.Groups) {
-		return false
-	}
+	return r.groups == nil || anyGroup(r.groups, caller.Groups)
+}
+
+// accepts reports whether all conditions on the input hold.
+func (r rule) accepts(in *input) bool {
 	for _, c := range r.input {
 		if !c.holds(in.find(c.path), r.allow) {
 			return false

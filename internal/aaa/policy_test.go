@@ -98,7 +98,7 @@ func TestDecide(t *testing.T) {
 		{"other method", policy, Caller{Name: "alice", Rights: everything}, "files", "", false, "", "no rule allows it"},
 		{"first match wins", policy, Caller{Name: "alice", Groups: []string{"admin"}, Rights: everything}, "host.reboot", "", false, "nobody reboots", "denied by"},
 		{"by group and input", policy, Caller{Name: "bob", Groups: []string{"x", "admin"}, Rights: everything}, "shell.run", `{"argv":["/usr/bin/uptime","-p"]}`, true, "rule 3", "allowed by"},
-		{"other input", policy, Caller{Name: "bob", Groups: []string{"admin"}, Rights: everything}, "shell.run", `{"argv":["/usr/bin/uptime","; rm"]}`, false, "", "no rule allows it"},
+		{"other input", policy, Caller{Name: "bob", Groups: []string{"admin"}, Rights: everything}, "shell.run", `{"argv":["/usr/bin/uptime","; rm"]}`, false, "", `no rule allows it: method shell.run for caller "bob" with this input; another input may be allowed by "rule 3"`},
 		{"no group", policy, Caller{Name: "admin", Rights: everything}, "shell.run", `{"argv":["/usr/bin/uptime"]}`, false, "", "no rule allows it"},
 		{"rights come first", policy, Caller{Name: "alice", Rights: []Right{{Methods: []string{"file.*"}, Nodes: []string{"*"}}}}, "ping", "", false, "", "no right of caller"},
 		{"no rights", all, Caller{Name: "alice"}, "ping", "", false, "", "no right of caller"},
@@ -124,6 +124,42 @@ func TestDecide(t *testing.T) {
 	_, example, _ := strings.Cut(policyHint, "for example: ")
 	if _, err := ParsePolicy("hint", []byte(example)); err != nil {
 		t.Errorf("the hint is no policy: %v", err)
+	}
+}
+
+// A refusal for the input alone names the rules that allow another: those for
+// this caller and method, a few of them, and nothing of the input.
+func TestDecideNamesRulesForOtherInputs(t *testing.T) {
+	caller := Caller{Name: "bob", Rights: []Right{{Methods: []string{"*"}, Nodes: []string{"*"}}}}
+	const (
+		other  = "- {effect: allow, name: other method, methods: [x]}\n- {effect: allow, name: other caller, callers: [eve]}\n"
+		deny   = "- {effect: deny, name: deny, input: {a: never}}\n"
+		allow  = "- {effect: allow, methods: [m], input: {a: good}}\n"
+		plain  = `no rule allows it: method m for caller "bob"`
+		with   = plain + " with this input; another input may be allowed by "
+		secret = "hunter2"
+	)
+	for _, c := range []struct{ name, rules, want string }{
+		{"none", other, plain},
+		{"a deny rule", other + deny, plain},
+		{"one", other + deny + allow, with + `"rule 4"`},
+		{"three", strings.Repeat(allow, 3), with + `"rule 1", "rule 2", "rule 3"`},
+		{"many", strings.Repeat(allow, MaxRules), with + `"rule 1", "rule 2", "rule 3" and 997 more`},
+		{"a deny rule decides", allow + "- {effect: deny, name: rest}\n", `denied by "rest"`},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			cmd := testCommand()
+			cmd.Method, cmd.Input = "m", json.RawMessage(`{"a":"`+secret+`"}`)
+			d := must(ParsePolicy("p.yaml", []byte("rules:\n"+c.rules)))(t).Decide(caller, cmd)
+			if d.Allowed || d.Reason != c.want || strings.Contains(d.Reason, secret) {
+				t.Errorf("%q; want %q", d.Reason, c.want)
+			}
+		})
+	}
+	long := must(ParsePolicy("p.yaml", []byte("rules:\n"+strings.Repeat(strings.Replace(allow, "effect", "name: "+strings.Repeat("ü", MaxName/2)+", effect", 1), 4))))(t)
+	cmd := testCommand()
+	if d := long.Decide(caller, muster.Command{Node: cmd.Node, Method: "m", Input: json.RawMessage(`{}`)}); len(d.Reason) > 500 {
+		t.Errorf("the reason has %d bytes", len(d.Reason))
 	}
 }
 
