@@ -52,8 +52,9 @@ type Record struct {
 // AuditLine returns the record as one line with its line break, and the hash
 // that the next line needs as prev. Before the first line of a log, prev is
 // zero. The lines form a chain: who changes, removes or inserts one in the
-// middle breaks the link to the next. Cutting off the end does not show within
-// the log; compare the last hash with the events that the node published.
+// middle breaks the link to the next. A change to the last line, which none
+// follows, does not show within the log, nor does cutting off the end or writing
+// all from some line on anew: compare with the events that the node published.
 //
 // The values that the paths in redact lead to are replaced (see [Redact]). An
 // input that is larger than MaxAuditInput after that is replaced by
@@ -138,7 +139,8 @@ type AuditCheck struct {
 	prev [sha256.Size]byte
 }
 
-// Read checks the lines of one file. The error names the first one of this file
+// Read checks the lines of one file. A last line that was changed and is still a
+// record is in order until another follows (see [AuditLine]). The error names the first one of this file
 // that is not in order; it has kind Corrupt, or Unavailable when reading
 // failed. What follows that line is not looked at.
 func (c *AuditCheck) Read(log io.Reader) error {

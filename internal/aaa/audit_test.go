@@ -105,6 +105,7 @@ func TestAuditCheck(t *testing.T) {
 		{"empty", "", 0, false, ""},
 		{"whole", join(l...), 4, true, ""},
 		{"changed", join(l[0], changed, l[2], l[3]), 2, true, "line 3 does not follow"},
+		{"the last one changed, which AuditLine says does not show", join(l[0], changed), 2, true, ""},
 		{"removed", join(l[0], l[2], l[3]), 1, true, "line 2 does not follow"},
 		{"first removed", join(l[1:]...), 3, false, ""},
 		{"swapped", join(l[0], l[2], l[1], l[3]), 1, true, "line 2 does not follow"},

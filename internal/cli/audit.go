@@ -199,9 +199,13 @@ func (p *program) auditVerify() *cobra.Command {
 		Short: "Check that no decision was changed or removed",
 		Long: `Check the chain of decisions. Without files, that of all that nodes published
 and the broker still has. With files, that of a node's own log, the oldest file
-first; this needs no broker. With --events the files are compared with what was
-published, too: a log that was cut off at its end, or written anew as a whole,
-shows only so.
+first; this needs no broker.
+
+Each line has the hash of the one before. Nothing follows the last line yet: the
+chain does not show a change to that one alone, nor that lines were cut off at
+the end, nor that the log was written anew from some line on. With --events the
+files are compared with what the node published, too, which shows all of these
+as far as the lines had been published.
 
 The exit code is 1 when something is not in order.`,
 		Example: `  muster audit verify

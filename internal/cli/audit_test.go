@@ -116,6 +116,7 @@ func TestAuditVerifyFiles(t *testing.T) {
 		return path
 	}
 	first, second, changed := file("audit.log.1", l[:3]...), file("audit.log", l[3:]...), file("changed", l[0], strings.Replace(l[1], "alice", "bob", 1), l[2])
+	lastChanged := file("lastchanged", l[3], l[4], strings.Replace(l[5], "mallory", "bob", 1))
 	f := &published{lines: map[muster.NodeName][]string{"web1": l, "web2": auditLines("web2", 3)}}
 	for _, c := range []struct {
 		name string
@@ -127,6 +128,9 @@ func TestAuditVerifyFiles(t *testing.T) {
 		{"the second alone", []string{second}, ExitOK, "3, in order from where an older file ends"},
 		{"in the wrong order", []string{second, first}, ExitError, "audit.log.1: audit line 1 does not follow"},
 		{"changed", []string{changed}, ExitError, "changed: audit line 3 does not follow"},
+		{"the last one changed", []string{first, lastChanged}, ExitOK, "6, in order from the first on"},
+		{"the last one changed, with events", []string{first, lastChanged, "--events"}, ExitError, "the log lacks 1 decision that web1 published"},
+		{"help says what does not show", []string{"--help"}, ExitOK, "does not show a change to that one alone"},
 		{"not there", []string{filepath.Join(dir, "none")}, ExitError, "no such file"},
 		{"empty", []string{file("empty")}, ExitNothing, "no decisions"},
 		{"with events", []string{first, second, "--events"}, ExitOK, "6 of these, and 0 that"},
