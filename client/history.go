@@ -128,11 +128,11 @@ func (l *ledger) infer(s Status, now time.Time) Status {
 	switch {
 	case s.State.Final():
 	case removed && s.State == muster.Queued:
-		return inferred(muster.Cancelled, gone, "its node was removed, with its queue")
+		return inferred(muster.Cancelled, gone, "the node was removed, and the command with its queue")
 	case removed:
-		return inferred(muster.Unknown, gone, "its node was removed before it said how it ended")
+		return inferred(muster.Unknown, gone, "the node was removed before it said how the command ended")
 	case s.State == muster.Queued && !s.Deadline.IsZero() && now.After(s.Deadline.Add(inferAfter)):
-		return inferred(muster.Expired, s.Deadline, "no word from the node before the deadline")
+		return inferred(muster.Expired, s.Deadline, "the node said nothing of the command before its deadline")
 	}
 	return s
 }

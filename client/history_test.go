@@ -65,6 +65,8 @@ func TestInfer(t *testing.T) {
 	}
 	if got := l.infer(s, now.Add(2*inferAfter)); got.State != muster.Expired || !got.Inferred || len(s.History) != 1 {
 		t.Errorf("after the margin: got %+v", got)
+	} else if want := "the node said nothing of the command before its deadline"; got.Reason != want {
+		t.Errorf("after the margin: got %q, want %q", got.Reason, want)
 	}
 	s.State = muster.Accepted
 	if got := l.infer(s, now.Add(2*inferAfter)); got.State != muster.Accepted {
@@ -76,6 +78,10 @@ func TestInfer(t *testing.T) {
 func TestInferOfARemovedNode(t *testing.T) {
 	now := time.Now().UTC()
 	gone := sent{ID: "x", Method: "echo", Nodes: nil, IssuedAt: now, Deadline: now.Add(time.Hour), Gone: []muster.NodeName{"a"}, GoneAt: now.Add(time.Minute)}
+	reasons := map[muster.State]string{
+		muster.Cancelled: "the node was removed, and the command with its queue",
+		muster.Unknown:   "the node was removed before it said how the command ended",
+	}
 	for state, want := range map[muster.State]muster.State{"": muster.Cancelled, muster.Accepted: muster.Unknown, muster.Running: muster.Unknown, muster.Done: muster.Done} {
 		l := newLedger(testSubjects)
 		l.add(stored(t, testSubjects.Sent("x"), gone))
@@ -85,7 +91,7 @@ func TestInferOfARemovedNode(t *testing.T) {
 			l.add(stored(t, testSubjects.Report(r.Key()), r))
 		}
 		all := l.list(HistoryQuery{})
-		if len(all) != 1 || all[0].State != want || all[0].Inferred != (state != muster.Done) {
+		if len(all) != 1 || all[0].State != want || all[0].Inferred != (state != muster.Done) || all[0].Reason != reasons[want] {
 			t.Errorf("%q: got %+v, want %s", state, all, want)
 		}
 	}

@@ -124,3 +124,11 @@ func TestRetrySendsNothingToANodeThatWasRemoved(t *testing.T) {
 		})
 	}
 }
+
+// What follows from a node's silence is said once, by the reason itself.
+func TestReasonOfInferredIsSaidOnce(t *testing.T) {
+	s := client.Status{State: muster.Cancelled, Inferred: true, Reason: "the node was removed, and the command with its queue"}
+	if got := reason(s); got != s.Reason {
+		t.Errorf("got %q, want %q", got, s.Reason)
+	}
+}

@@ -102,9 +102,6 @@ func reason(s client.Status) string {
 	if r == "" && s.Result != nil && s.Result.Error != nil {
 		r = s.Result.Error.Message
 	}
-	if s.Inferred {
-		r = strings.TrimSuffix("the node was not heard of; "+r, "; ")
-	}
 	return r
 }
 
